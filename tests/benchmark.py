@@ -1,0 +1,150 @@
+"""Measure the program against PyTorch's official MNIST example. Run by hand, on a quiet machine:
+
+python -m tests.benchmark --rounds 3 --seeds 10
+"""
+
+import argparse
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import torch
+import torchvision
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from torchvision import transforms
+
+import mnist_cnn
+
+IMPORTS = "import torch, torchvision, matplotlib"
+
+
+def example_network():
+    """The network of the official example."""
+    return nn.Sequential(
+        nn.Conv2d(1, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(0.25),
+        nn.Flatten(), nn.Linear(9216, 128), nn.ReLU(), nn.Dropout(0.5), nn.Linear(128, 10),
+    )  # fmt: skip
+
+
+def example_loader(data_dir):
+    """The training set as the official example feeds it: decoded and normalized image by image."""
+    transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))])
+    return DataLoader(torchvision.datasets.MNIST(data_dir, transform=transform), batch_size=64, shuffle=True)
+
+
+def example_epoch(model, loader, optimizer, device):
+    """Train the official example for an epoch."""
+    model.train()
+    for images, labels in loader:
+        images, labels = images.to(device), labels.to(device)
+        optimizer.zero_grad()
+        F.nll_loss(F.log_softmax(model(images), dim=1), labels).backward()
+        optimizer.step()
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def seconds(work):
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def compare_training(rounds, data_dir, device):
+    """Print the seconds that an epoch and that its batches alone take, ours and the example's in turn."""
+    loader, _ = mnist_cnn.make_loaders(data_dir, mnist_cnn.BATCH_SIZE, device)
+    model, optimizer, scheduler = mnist_cnn.make_training(mnist_cnn.LR, rounds * len(loader), device)
+    peer_loader, peer = example_loader(data_dir), example_network().to(device)
+    peer_optimizer = torch.optim.Adadelta(peer.parameters(), lr=1.0)
+    times = {
+        "training, one epoch": (
+            lambda: mnist_cnn.train(model, loader, optimizer, scheduler, 1, 1, log_interval=10**9),
+            lambda: example_epoch(peer, peer_loader, peer_optimizer, device),
+        ),
+        "loading, one epoch": (lambda: list(map(len, loader)), lambda: list(map(len, peer_loader))),
+    }
+    print(f"\n| seconds, median of {rounds} rounds | mnist_cnn | official example | ratio |\n| --- | --- | --- | --- |")
+    for name, works in times.items():
+        rows = [[seconds(work) for work in works] for _ in range(rounds)]
+        ours, theirs = (statistics.median(column) for column in zip(*rows))
+        ratio = statistics.median(their / our for our, their in rows)
+        print(f"| {name} | {ours:.2f} | {theirs:.2f} | 1 / {ratio:.1f} |", flush=True)
+        if name.startswith("training"):
+            epoch = ours
+    print(f"\nLoading takes {100 * ours / epoch:.1f}% of an epoch; {60_000 / epoch:,.0f} images a second in training.")
+
+
+def run(arguments, until=""):
+    """Run python; return its output, and the seconds till a line holds the text or till the end, and peak MB."""
+    start = time.perf_counter()
+    process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE, text=True)
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if until and until in line:
+            duration = time.perf_counter() - start
+            process.terminate()
+            break
+    process.stdout.close()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if not until:
+        duration = time.perf_counter() - start
+    return "".join(lines), duration, usage.ru_maxrss / (1024 if sys.platform == "linux" else 1024**2)
+
+
+def compare_start(rounds, data_dir):
+    """Print how long the first logged batch takes, against importing the packages alone."""
+    with tempfile.TemporaryDirectory() as outputs:
+        flags = ["mnist_cnn.py", "--data-dir", data_dir, "--output-dir", outputs]
+        rows = [(run(flags, until="batch")[1], run(["-c", IMPORTS])[1]) for _ in range(rounds)]
+    ours, imports = (statistics.median(column) for column in zip(*rows))
+    ratio = statistics.median(our / other for our, other in rows)
+    print(f"First logged batch after {ours:.2f} s, the imports alone {imports:.2f} s: {ratio:.2f} times.", flush=True)
+
+
+def measure_accuracy(seeds, epochs, data_dir):
+    """Print the test accuracy of so many seeds, the seconds of a whole run and its peak memory."""
+    accuracies, losses, durations, memories = [], [], [], []
+    with tempfile.TemporaryDirectory() as outputs:
+        for seed in range(seeds):
+            flags = ["--epochs", epochs, "--lr", 1e-3, "--seed", seed, "--data-dir", data_dir, "--output-dir", outputs]
+            out, duration, memory = run(["mnist_cnn.py", *map(str, flags)])
+            loss, accuracy = re.search(r"Test: average loss ([\d.]+), accuracy ([\d.]+)%", out).groups()
+            for values, value in zip((accuracies, losses, durations, memories), (accuracy, loss, duration, memory)):
+                values.append(float(value))
+    importing = run(["-c", IMPORTS])[2]
+    print(
+        f"--epochs {epochs} --lr 1e-3, seeds 0 to {seeds - 1}: accuracy {statistics.mean(accuracies):.3f} ± "
+        f"{statistics.stdev(accuracies):.3f}% (minimum {min(accuracies):.2f}%), loss {statistics.mean(losses):.4f}, "
+        f"{statistics.median(durations):.0f} s a run, peak memory {max(memories):.0f} MB, "
+        f"{max(memories) - importing:.0f} MB more than the imports.\n"
+        f"  each: {' '.join(f'{accuracy:.2f}' for accuracy in accuracies)}",
+        flush=True,
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3, help="epochs of each side")
+    parser.add_argument("--seeds", type=int, default=0, help="headline runs; 0 leaves them out")
+    parser.add_argument("--data-dir", default=mnist_cnn.DATA_DIR)
+    parser.add_argument("--device", default=mnist_cnn.DEVICE)
+    args = parser.parse_args()
+    where = torch.cuda.get_device_name() if args.device == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    print(f"{platform.machine()}, {where}, Python {platform.python_version()}, torch {torch.__version__}")
+    compare_training(args.rounds, args.data_dir, args.device)
+    compare_start(args.rounds, args.data_dir)
+    for epochs in (5, 1) if args.seeds > 1 else ():
+        measure_accuracy(args.seeds, epochs, args.data_dir)
+
+
+if __name__ == "__main__":
+    main()
