@@ -70,6 +70,35 @@ def test_digits_on_paper_are_read_as_well_as_untouched(paper, model, digits):
     assert right >= untouched - 1
 
 
+STROKES = {  # corners of a pen's way in a square of 100 x 100
+    0: [[(50, 0), (25, 15), (18, 50), (28, 85), (52, 100), (76, 84), (84, 48), (74, 14), (50, 0)]],
+    1: [[(35, 22), (56, 0), (54, 100)]],
+    2: [[(20, 25), (32, 5), (58, 0), (78, 16), (74, 40), (20, 100)], [(20, 100), (82, 98)]],
+    3: [[(22, 8), (52, 0), (74, 14), (70, 36), (42, 46), (72, 56), (80, 80), (56, 99), (20, 92)]],
+    4: [[(52, 0), (14, 64), (88, 64)], [(66, 32), (64, 100)]],
+    5: [[(80, 2), (30, 0), (24, 44), (56, 38), (80, 58), (74, 86), (46, 100), (20, 90)]],
+    6: [[(66, 0), (34, 30), (22, 70), (38, 98), (66, 96), (78, 72), (60, 52), (26, 66)]],
+    7: [[(16, 4), (84, 2), (44, 100)]],
+    8: [[(50, 46), (26, 24), (50, 0), (74, 22), (50, 46), (22, 74), (50, 100), (80, 74), (50, 46)]],
+    9: [[(76, 26), (54, 2), (26, 14), (28, 40), (56, 48), (76, 26), (72, 66), (60, 100)]],
+}
+
+
+@pytest.mark.parametrize("width", [2, 5, 10, 20])
+@pytest.mark.parametrize("ink, paper", [(20, 250), ("#2040a0", "#f4e8b0"), ("#ffe000", "#ffffff"), (240, 30)])
+def test_drawn_digits(width, ink, paper, model):
+    right = 0
+    for digit, strokes in STROKES.items():
+        picture = Image.new("RGB", (340, 260), paper if isinstance(paper, str) else (paper,) * 3)
+        for stroke in strokes:
+            way = [(80 + 1.6 * x, 40 + 1.6 * y) for x, y in stroke]
+            ImageDraw.Draw(picture).line(way, ink if isinstance(ink, str) else (ink,) * 3, 2 * width, joint="curve")
+        with torch.no_grad():
+            image = mnist_cnn.prepare(pil_to_tensor(picture.resize((170, 130))).float() / 255)
+            right += model(image[None]).argmax().item() == digit
+    assert right >= 9
+
+
 def test_mnist_form(digits):
     for image in PAPERS["clean"](digits[0][0], random.Random(2)), 1 - digits[0][1][None]:
         prepared = mnist_cnn.prepare(image)

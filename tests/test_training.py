@@ -105,6 +105,19 @@ def train_steps(batches, seed=0):
     return model, mnist_cnn.train(model, batches, optimizer, scheduler, 1, 1, 20)
 
 
+@pytest.mark.parametrize("steps", [1, 10, 3000])
+def test_learning_rate_rises_to_its_peak_and_falls_to_zero(steps):
+    _, optimizer, scheduler = mnist_cnn.make_training(2e-3, steps, "cpu")
+    rates = []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert max(rates) == pytest.approx(2e-3, rel=0.01)
+    assert rates.index(max(rates)) <= steps // 10
+    assert min(rates) > 0 and optimizer.param_groups[0]["lr"] == 0
+
+
 def test_training_lowers_the_loss(images_and_labels):
     _, losses = train_steps([images_and_labels] * 30)
     assert losses.shape == (30,)
