@@ -10,6 +10,7 @@ import argparse
 import gzip
 import io
 import math
+import os
 import pickle
 import sys
 import tempfile
@@ -124,12 +125,16 @@ def augment(images, degrees=8, zoom=0.08, pixels=1):
 
     Takes and returns images of shape (N, 1, 28, 28).
     """
-    angle, width, height, x, y = torch.empty(5, len(images), device=images.device).uniform_(-1, 1)
+    count, _, size, _ = images.shape
+    angle, width, height, right, down = torch.empty(5, count, 1, 1, device=images.device).uniform_(-1, 1)
     angle, width, height = math.radians(degrees) * angle, 1 + zoom * width, 1 + zoom * height
-    x, y = (2 * pixels / images.shape[-1] * shift for shift in (x, y))  # affine_grid's image is 2 wide
-    matrix = torch.stack([width * angle.cos(), -height * angle.sin(), x, width * angle.sin(), height * angle.cos(), y])
-    grid = F.affine_grid(matrix.T.view(-1, 2, 3), images.shape, align_corners=False)
-    return F.grid_sample(images, grid, align_corners=False)
+    # grid_sample measures places from -1 to 1 across the image, and wants to know for each pixel of
+    # the result which place of the image it shows. (F.affine_grid does the same, but slower.)
+    x = (2 * torch.arange(size, device=images.device) + 1) / size - 1
+    y = x[:, None]
+    from_x = width * angle.cos() * x - height * angle.sin() * y + right * 2 * pixels / size
+    from_y = width * angle.sin() * x + height * angle.cos() * y + down * 2 * pixels / size
+    return F.grid_sample(images, torch.stack([from_x, from_y], dim=-1), align_corners=False)
 
 
 class CNN(nn.Module):
@@ -150,13 +155,13 @@ class CNN(nn.Module):
             nn.Conv2d(32, 64, kernel_size=3, padding=1, bias=False),
             nn.BatchNorm2d(64),
             nn.ReLU(),
-            nn.Conv2d(64, 64, kernel_size=3, padding=1, bias=False),
-            nn.MaxPool2d(2),  # -> 3 x 3
+            nn.Conv2d(64, 64, kernel_size=3, bias=False),  # -> 4 x 4
+            nn.MaxPool2d(2),  # -> 2 x 2
             nn.BatchNorm2d(64),
             nn.ReLU(),
             nn.Flatten(),
             nn.Dropout(0.1),
-            nn.Linear(64 * 3 * 3, 10),
+            nn.Linear(64 * 2 * 2, 10),
         )
         for layer in self.layers:
             if isinstance(layer, nn.Conv2d):
@@ -323,7 +328,8 @@ def remove_paper(brightness):
         difference = pixels - surfaces @ torch.linalg.solve(normal, weighted.T @ pixels)
     difference = difference.float()
     difference = difference * (difference**3).sum().sign()  # the ink is the longer tail
-    return difference.view(height, width), 3.14 * difference.abs().quantile(0.25).item()
+    # Grain is taken to be normal: a quarter of it then lies within 0.32 of its standard deviation.
+    return difference.view(height, width), difference.abs().quantile(0.25).item() / 0.32
 
 
 def connected_parts(mask):
@@ -437,7 +443,8 @@ def predict(paths, weights):
             status = 1
             continue
         (first, second), (digit, other) = (both.tolist() for both in logits.softmax(dim=1)[0].topk(2))
-        print(f"{path}: {digit} ({first:.1%})" + (f", or {other} ({second:.1%})" if second > 0.01 else ""))
+        second_choice = f", or {other} ({second:.1%})" if second > 0.01 else ""
+        print(f"{path}: {digit} ({first:.1%}){second_choice}", flush=True)
     return status
 
 
@@ -498,6 +505,11 @@ def train_and_test(args):
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"Stopped after epoch {len(accuracies)} of {args.epochs}; nothing was saved.") from None
 
+    print(
+        f"Test: average loss {test_loss:.4f}, accuracy {accuracies[-1]:.2f}% ({correct}/{len(probabilities)})",
+        flush=True,
+    )
+
     new_figure = pyplot.figure if args.show else Figure  # a Figure of its own needs no display
     curves = new_figure(figsize=(10, 4), layout="constrained")
     draw_loss_curves(curves, losses, test_losses, accuracies, args.log_interval)
@@ -509,7 +521,6 @@ def train_and_test(args):
     write_file(output_dir / "mnist_cnn.pt", weights.getvalue())
     write_file(output_dir / "loss_curves.png", png(curves))
     write_file(output_dir / "mistakes.png", png(mistakes))
-    print(f"Test: average loss {test_loss:.4f}, accuracy {accuracies[-1]:.2f}% ({correct}/{len(probabilities)})")
     if args.show:
         pyplot.show()
 
@@ -548,7 +559,7 @@ def parse_args(argv=None):
     parser.add_argument("--lr", type=float, default=LR, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=SEED, help="start of the random numbers")
     parser.add_argument("--log-interval", type=int, default=LOG_INTERVAL, help="batches between logged losses")
-    parser.add_argument("--device", default=DEVICE, help="cpu, cuda, cuda:1, mps")
+    parser.add_argument("--device", default=DEVICE, help="cpu, cuda, or cuda:1 for a second GPU")
     parser.add_argument("--data-dir", default=DATA_DIR, help="folder of MNIST")
     parser.add_argument("--output-dir", default=OUTPUT_DIR, help="folder of the weights and the pictures")
     parser.add_argument("--show", action="store_true", default=SHOW, help="open the plots in a window")
@@ -583,10 +594,15 @@ def main(argv=None):
         print(f"{Path(__file__).name}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as interrupt:
-        print(interrupt, file=sys.stderr)
+        print(str(interrupt) or "Stopped.", file=sys.stderr)
         return 130
+    except OSError as error:  # nobody reads the output any more, as after "| head", or its disk is full
+        print(f"Cannot print ({error.strerror}): stopped.", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python prints on its way out
+        return 1
     return 0
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # a picture's name may hold what cannot be printed
     sys.exit(main())

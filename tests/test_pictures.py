@@ -12,7 +12,7 @@ import mnist_cnn
 
 from .conftest import run_program
 
-COUNT = 60  # test images for each kind of picture
+COUNT = 40  # test images for each kind of picture
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ STROKES = {  # corners of a pen's way in a square of 100 x 100
 }
 
 
-@pytest.mark.parametrize("width", [2, 5, 10, 20])
+@pytest.mark.parametrize("width", [2, 6, 20])
 @pytest.mark.parametrize("ink, paper", [(20, 250), ("#2040a0", "#f4e8b0"), ("#ffe000", "#ffffff"), (240, 30)])
 def test_drawn_digits(width, ink, paper, model):
     right = 0
@@ -148,9 +148,9 @@ def test_predict(trained, digits, tmp_path):
     exif[0x0112] = 6  # the camera was turned: show it a quarter turn clockwise
     upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.jpg", exif=exif)
     large = upright.resize((4000, 3000))
-    large.save(tmp_path / "large.png")
+    large.save(tmp_path / "large.bmp")
     to_pil_image(images[1]).resize((8, 8), Image.Resampling.BOX).save(tmp_path / "eight.png")
-    names += [str(tmp_path / name) for name in ("turned.jpg", "large.png", "eight.png")]
+    names += [str(tmp_path / name) for name in ("turned.jpg", "large.bmp", "eight.png")]
     expected = [labels[0]] * (len(names) - 3) + [labels[1]] * 3
 
     (tmp_path / "empty.png").write_bytes(b"")
