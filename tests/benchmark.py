@@ -4,7 +4,6 @@ python -m tests.benchmark --rounds 3 --seeds 10
 """
 
 import argparse
-import os
 import platform
 import re
 import statistics
@@ -84,30 +83,33 @@ def compare_training(rounds, data_dir, device):
     print(f"\nLoading takes {100 * ours / epoch:.1f}% of an epoch; {60_000 / epoch:,.0f} images a second in training.")
 
 
-def run(arguments, until=""):
-    """Run python; return its output, and the seconds till a line holds the text or till the end, and peak MB."""
+def seconds_until(text, arguments):
+    """Run python till it prints a line that holds the text, or to its end; return the seconds."""
     start = time.perf_counter()
-    process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE, text=True)
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if until and until in line:
-            duration = time.perf_counter() - start
-            process.terminate()
-            break
-    process.stdout.close()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if not until:
+    with subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE, text=True) as process:
+        any(text in line for line in process.stdout)
         duration = time.perf_counter() - start
-    return "".join(lines), duration, usage.ru_maxrss / (1024 if sys.platform == "linux" else 1024**2)
+        process.kill()
+    return duration
+
+
+def run(arguments):
+    """Run python to its end; return its output, the seconds, and its peak memory in MB."""
+    # By a process of its own: a child's peak counts the memory of the process that it was forked from.
+    watch = "import resource as r, subprocess, sys; subprocess.run(sys.argv[1:], check=True); "
+    watch += "print(r.getrusage(r.RUSAGE_CHILDREN).ru_maxrss)"
+    start = time.perf_counter()
+    command = [sys.executable, "-c", watch, sys.executable, *arguments]
+    output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    peak = int(output.splitlines()[-1]) / (1024**2 if sys.platform == "darwin" else 1024)
+    return output, time.perf_counter() - start, peak
 
 
 def compare_start(rounds, data_dir):
     """Print how long the first logged batch takes, against importing the packages alone."""
     with tempfile.TemporaryDirectory() as outputs:
         flags = ["mnist_cnn.py", "--data-dir", data_dir, "--output-dir", outputs]
-        rows = [(run(flags, until="batch")[1], run(["-c", IMPORTS])[1]) for _ in range(rounds)]
+        rows = [(seconds_until("batch", flags), seconds_until("never", ["-c", IMPORTS])) for _ in range(rounds)]
     ours, imports = (statistics.median(column) for column in zip(*rows))
     ratio = statistics.median(our / other for our, other in rows)
     print(f"First logged batch after {ours:.2f} s, the imports alone {imports:.2f} s: {ratio:.2f} times.", flush=True)

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from matplotlib import pyplot
 from torchvision.datasets import MNIST
 
 import mnist_cnn
@@ -78,8 +79,8 @@ def test_wrong_flags(flags, capsys, monkeypatch):
     assert flags.split(" ")[0] in sentence(capsys)
 
 
-def test_show_without_a_display(capsys, monkeypatch):
-    monkeypatch.setattr(mnist_cnn, "can_show", lambda: False)
+def test_show_without_a_display(capsys):
+    pyplot.switch_backend("agg")  # what matplotlib falls back to
     with pytest.raises(SystemExit) as stop:
         mnist_cnn.main(["--show"])
     assert stop.value.code == 2
@@ -213,3 +214,22 @@ def test_full_disk(room, tmp_path, small_mnist, capsys, monkeypatch):
     assert "Cannot write" in sentence(capsys)
     assert os.listdir(tmp_path) == ["mnist_cnn.pt"]
     assert (tmp_path / "mnist_cnn.pt").read_bytes() == b"earlier"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a file that is always full")
+def test_output_that_cannot_be_printed(small_mnist, tmp_path, capsys, monkeypatch):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        status = mnist_cnn.main(["--epochs", "1", "--output-dir", str(tmp_path)])
+    assert status == 1
+    assert "No space left" in sentence(capsys)
+    assert os.listdir(tmp_path) == []
+
+
+def test_interrupt_while_reading_pictures(tmp_path, capsys, monkeypatch):
+    def interrupted(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(mnist_cnn, "load_model", interrupted)
+    assert mnist_cnn.main(["--output-dir", str(tmp_path), "--predict", "a.png"]) == 130
+    assert sentence(capsys) == "Stopped.\n"
