@@ -241,7 +241,7 @@ def draw_loss_curves(figure, losses, test_losses, accuracies, log_interval):
     every = torch.cat(losses)
     seen = torch.arange(1, len(every) + 1)
     logged = (seen - 1) % batches % log_interval == log_interval - 1
-    window = min(101, batches)
+    window = math.ceil(batches / 10)
     smooth, middle = (line.unfold(0, window, 1).mean(dim=1) for line in (every, seen / batches))
     dots = {"linestyle": "", "marker": ".", "alpha": 0.4, "color": "C0"}
     left.plot((seen / batches)[logged].numpy(), every[logged].numpy(), **dots, label="training, as logged")
@@ -251,6 +251,7 @@ def draw_loss_curves(figure, losses, test_losses, accuracies, log_interval):
     left.legend()
     right.plot(epochs, accuracies, "o-", color="C1")
     right.set(xlabel="epoch", ylabel="test accuracy (%)", ylim=(min(accuracies) - 0.1, 100))
+    right.set_xlim(0.5, len(epochs) + 0.5)
     right.xaxis.get_major_locator().set_params(integer=True)
     for axes in (left, right):
         axes.grid(alpha=0.3)
@@ -536,11 +537,11 @@ def device_works(name):
 def can_show():
     """Tell whether matplotlib can open a window here."""
     try:
-        figure = pyplot.figure()
+        interactive = pyplot.figure().canvas.required_interactive_framework is not None
     except ImportError:  # the backend asked for is not installed, or finds no display
         return False
-    pyplot.close(figure)
-    return figure.canvas.required_interactive_framework is not None
+    pyplot.close()
+    return interactive
 
 
 class Parser(argparse.ArgumentParser):

@@ -19,9 +19,10 @@ ARCHIVES = [name for name, _ in MNIST.resources]
 UNPACKED = [name.removesuffix(".gz") for name in ARCHIVES]
 
 
-def sentence(capsys):
+def sentence(capsys, before_training=False):
     """Return what the program said on stderr, which must be one line."""
-    err = capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert not (before_training and "epoch" in out)
     assert err.count("\n") == 1 and "Traceback" not in err
     return err
 
@@ -87,6 +88,12 @@ def test_show_without_a_display(capsys):
     assert "--show" in sentence(capsys)
 
 
+def test_show_with_a_display(monkeypatch):
+    pyplot.switch_backend("agg")
+    monkeypatch.setattr(pyplot.get_current_fig_manager().canvas.__class__, "required_interactive_framework", "tk")
+    assert mnist_cnn.can_show()
+
+
 def test_edited_constants_are_checked_too(capsys, monkeypatch):
     monkeypatch.setattr(mnist_cnn, "EPOCHS", 0)
     with pytest.raises(SystemExit) as stop:
@@ -95,9 +102,21 @@ def test_edited_constants_are_checked_too(capsys, monkeypatch):
     assert "--epochs must be 1 or more" in sentence(capsys)
 
 
-@pytest.mark.parametrize("name", UNPACKED)
+def cut(good):
+    return good[: len(good) // 2]
+
+
+def empty(good):
+    return b""
+
+
+def other(good):
+    return bytes(len(good))
+
+
 @pytest.mark.parametrize(
-    "damage", [lambda good: good[: len(good) // 2], lambda good: b"", lambda good: bytes(len(good))]
+    "name, damage",
+    [*((name, cut) for name in UNPACKED), (UNPACKED[0], other), (UNPACKED[3], other), (UNPACKED[2], empty)],
 )
 def test_damaged_data_is_unpacked_afresh(name, damage, mnist):
     file = ROOT / "data" / "MNIST" / "raw" / name
@@ -211,7 +230,7 @@ def test_full_disk(room, tmp_path, small_mnist, capsys, monkeypatch):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
     assert status == 1
-    assert "Cannot write" in sentence(capsys)
+    assert "Cannot write" in sentence(capsys, before_training=room == 1000)
     assert os.listdir(tmp_path) == ["mnist_cnn.pt"]
     assert (tmp_path / "mnist_cnn.pt").read_bytes() == b"earlier"
 

@@ -12,7 +12,7 @@ import mnist_cnn
 
 from .conftest import run_program
 
-COUNT = 40  # test images for each kind of picture
+COUNT = 25  # test images for each kind of picture
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def digits(mnist):
     return test_set.data[:COUNT].float() / 255, test_set.targets[:COUNT]
 
 
-def on_paper(digit, rng, paper, ink, grain=0.0, light=0.0, ruled=0.0, share=(0.3, 0.9), height=(60, 250)):
+def on_paper(digit, rng, paper, ink, grain=0.0, light=0.0, ruled=0.0, dust=0, share=(0.3, 0.9), height=(60, 250)):
     """Draw a digit of shape (28, 28) with ink on paper, somewhere in a picture of any size: shape (1, H, W)."""
     height, width = rng.randint(*height), rng.randint(*height)
     size = max(8, int(min(height, width) * rng.uniform(*share)))
@@ -35,7 +35,11 @@ def on_paper(digit, rng, paper, ink, grain=0.0, light=0.0, ruled=0.0, share=(0.3
     shape = F.pad(drawn, (left, width - size - left, top, height - size - top))
     across, down = torch.linspace(-1, 1, width), torch.linspace(-1, 1, height)[:, None]
     sheet = paper + light * (rng.uniform(-1, 1) * across + rng.uniform(-1, 1) * down - 0.3 * across**2)
-    sheet[:: max(6, height // 8)] += ruled * (ink - paper)
+    for line in range(0, height - 3, max(6, height // 8)):
+        sheet[line : line + 3] += ruled * (ink - paper)
+    for _ in range(dust):
+        top, left = rng.randrange(height), rng.randrange(width)
+        sheet[top : top + 3, left : left + 3] = ink
     uneven_grain = torch.randn(height, width) * grain * (1 + across / 2)
     return (sheet * (1 - shape) + ink * shape + uneven_grain).clamp(0, 1)[None]
 
@@ -50,7 +54,8 @@ PAPERS = {
     "uneven light": lambda digit, rng: on_paper(digit, rng, 0.7, 0.1, grain=0.03, light=0.2),
     "chalk": lambda digit, rng: on_paper(digit, rng, 0.2, 0.9, grain=0.03, light=0.1),
     "pencil": lambda digit, rng: on_paper(digit, rng, 0.8, 0.55, grain=0.02),
-    "ruled": lambda digit, rng: on_paper(digit, rng, 0.9, 0.1, grain=0.02, ruled=0.25, height=(150, 250)),
+    "ruled": lambda digit, rng: on_paper(digit, rng, 0.9, 0.1, grain=0.02, ruled=0.3, height=(150, 250)),
+    "dusty": lambda digit, rng: on_paper(digit, rng, 0.9, 0.1, dust=6, height=(150, 250)),
     "coloured": lambda digit, rng: torch.cat(
         [on_paper(digit, random.Random(7), *ends) for ends in ((1, 0.98), (1, 0.9), (0.7, 0.1))]
     ),
@@ -135,6 +140,15 @@ def modes(picture):
     }
 
 
+def test_turned_camera(digits, tmp_path):
+    upright = to_pil_image(digits[0][0])
+    exif = Image.Exif()
+    exif[0x0112] = 6  # show it a quarter turn clockwise
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
+    upright.save(tmp_path / "upright.png")
+    assert torch.equal(*(mnist_cnn.read_picture(tmp_path / name) for name in ("turned.png", "upright.png")))
+
+
 def test_predict(trained, digits, tmp_path):
     _, outputs = trained
     images, labels = digits
@@ -143,15 +157,10 @@ def test_predict(trained, digits, tmp_path):
     for name, picture in modes(to_pil_image(sevens)).items():
         picture.save(tmp_path / name)
         names.append(str(tmp_path / name))
-    upright = to_pil_image(on_paper(images[1], random.Random(3), 0.95, 0.05))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned: show it a quarter turn clockwise
-    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.jpg", exif=exif)
-    large = upright.resize((4000, 3000))
-    large.save(tmp_path / "large.bmp")
+    to_pil_image(on_paper(images[1], random.Random(3), 0.95, 0.05)).resize((4000, 3000)).save(tmp_path / "large.bmp")
     to_pil_image(images[1]).resize((8, 8), Image.Resampling.BOX).save(tmp_path / "eight.png")
-    names += [str(tmp_path / name) for name in ("turned.jpg", "large.bmp", "eight.png")]
-    expected = [labels[0]] * (len(names) - 3) + [labels[1]] * 3
+    names += [str(tmp_path / name) for name in ("large.bmp", "eight.png")]
+    expected = [labels[0]] * (len(names) - 2) + [labels[1]] * 2
 
     (tmp_path / "empty.png").write_bytes(b"")
     (tmp_path / "text.png").write_text("not a picture")
@@ -199,7 +208,9 @@ def test_weights_that_cannot_be_used(tmp_path, capsys):
     weights = tmp_path / "mnist_cnn.pt"
     torch.save(mnist_cnn.CNN().state_dict(), weights)
     whole = weights.read_bytes()
-    for damaged in (b"", b"something else", whole[: len(whole) // 2], bytes(len(whole))):
+    half = len(whole) // 2  # in the middle of the numbers, where one wrong byte still makes a number
+    one_byte = whole[:half] + bytes([whole[half] ^ 64]) + whole[half + 1 :]
+    for damaged in (b"", b"something else", whole[:half], bytes(len(whole)), one_byte):
         weights.write_bytes(damaged)
         said()
     for other in (torch.nn.Linear(3, 2).state_dict(), [1, 2], 7, {"layers.0.weight": "text"}, mnist_cnn.CNN()):
