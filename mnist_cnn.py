@@ -275,7 +275,7 @@ def draw_mistakes(figure, images, labels, probabilities, most=100):
     shown = f", the {most} worst of them here" if len(wrong) > most else ""
     figure.suptitle(f"{len(wrong)} of {len(labels):,} test images are misread{shown}")
     rows = math.ceil(len(worst) / 10)
-    figure.set_size_inches(11, 1.3 * rows + 1)
+    figure.set_size_inches(11, 1.1 * rows + 1)
     axes = figure.add_subplot()
     axes.set_axis_off()
     for place, index in enumerate(worst):
