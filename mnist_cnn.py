@@ -180,7 +180,7 @@ class CNN(nn.Module):
 
 def make_training(lr, steps, device):
     """Return a new network, its optimizer, and the schedule of the learning rate over all steps."""
-    # channels_last speeds up convolution and pooling on a CPU; shapes and results stay the same.
+    # channels_last speeds up convolution and pooling on a CPU; but for rounding, the results stay the same.
     model = CNN().to(device, memory_format=torch.channels_last)
     # beta 0.99 instead of 0.999: five epochs are too short for a memory of a thousand steps.
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, betas=(0.9, 0.99), fused=True)
@@ -422,7 +422,8 @@ def load_model(path):
         with zipfile.ZipFile(path) as archive:
             if archive.testzip():  # torch.load does not look at the checksums
                 raise ValueError("a checksum is wrong")
-        model.load_state_dict(torch.load(path, weights_only=True))
+        # map_location: the weights may have been saved by a run on a GPU that this machine lacks.
+        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except (OSError, RuntimeError, ValueError, TypeError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
         raise UserError(f"{path} is damaged or holds another network's weights: train again.") from error
     return model.eval()
