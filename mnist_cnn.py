@@ -5,7 +5,7 @@
 
 Of 10,000 test images it reads RESULT right after five epochs (mean and standard deviation of ten
 seeds), which take SECONDS s on two cores of an AMD EPYC server. From top to bottom: constants, data,
-model, training, testing, the program; then what it calls: plots, own digits, command line, guards.
+model, training, testing, the program; then plots, own digits, command line, and checks of files.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from torchvision.transforms.functional import pil_to_tensor, resize
 EPOCHS = 5  # how often the training sees each training image
 BATCH_SIZE = 100  # images in one training step
 LR = 1e-3  # learning rate at the start; it falls to zero in a straight line
-SEED = 0  # the same seed, CPU and number of threads give the same result, to the last digit
+SEED = 0  # the same seed, CPU, number of threads and versions give the same result, to the last digit
 LOG_INTERVAL = 20  # batches from one logged loss to the next
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # where the network is trained
 DATA_DIR = "data"  # beside this file; holds MNIST/raw with the four archives, or gets the download
@@ -44,14 +44,12 @@ SHOW = False  # open the plots in a window at the end
 
 
 class BatchedImages(Dataset):
-    """Images and labels on one device, handed out a whole batch at a time.
-
-    A DataLoader asks for a batch at once where a dataset defines __getitems__. One image after the
-    other, as it asks most datasets, takes longer than to train on them.
+    """Images and labels on one device. A DataLoader asks a dataset that has __getitems__ for a whole batch
+    at once; to ask for image after image, as it does else, takes longer than to train on them.
     """
 
     def __init__(self, images, labels, device):
-        self.images = images.unsqueeze(1).to(device)  # uint8, a quarter of the memory of float32
+        self.images = images.unsqueeze(1).to(device)  # with a channel axis; uint8 takes a quarter of float32
         self.labels = labels.to(device)
 
     def __len__(self):
@@ -59,7 +57,7 @@ class BatchedImages(Dataset):
 
     def __getitems__(self, indices):
         """Return images, float32 of shape (N, 1, 28, 28) in [0, 1], and labels, int64 of shape (N,)."""
-        # non_blocking: the GPU gets the indices without the loop waiting for it.
+        # non_blocking: the loop goes on while the indices travel to the GPU.
         indices = torch.tensor(indices).to(self.labels.device, non_blocking=True)
         return self.images[indices].float() / 255, self.labels[indices]
 
@@ -89,10 +87,10 @@ def make_loaders(data_dir, batch_size, device, validate=False):
 def block(channels_in, channels_out, kernel_size, padding=0, pool=True):
     """Return the layers of one block: convolution, max-pooling if wanted, batch norm, ReLU."""
     convolution = nn.Conv2d(channels_in, channels_out, kernel_size, padding=padding, bias=False)
-    # Batch norm takes the scale of these weights out again: the smaller they are at first, the further
-    # a step of Adam turns them, and the faster they learn. Without batch norm, delete this line too.
+    # Batch norm, which has a bias of its own, cancels the scale of these weights: the smaller they start, the
+    # further a step of Adam turns them, and the faster they learn. Without batch norm, delete this line too.
     nn.init.normal_(convolution.weight, std=0.01)
-    pooling = nn.MaxPool2d(2) if pool else nn.Identity()  # first, as it leaves the rest a quarter of the pixels
+    pooling = nn.MaxPool2d(2) if pool else nn.Identity()  # first: the rest has fewer pixels to work on
     return nn.Sequential(convolution, pooling, nn.BatchNorm2d(channels_out), nn.ReLU())
 
 
@@ -107,24 +105,23 @@ class CNN(nn.Module):
             block(32, 64, kernel_size=3, padding=1, pool=False),  # -> 6 x 6
             block(64, 64, kernel_size=3),  # -> 4 x 4, pooled to 2 x 2
             nn.Flatten(),
-            nn.Dropout(0.1),
+            nn.Dropout(0.1),  # against learning the training images by heart
             nn.Linear(64 * 2 * 2, 10),
         )
 
     def forward(self, images):
-        """Return logits of shape (N, 10) for images of shape (N, 1, 28, 28) in [0, 1].
-
-        No softmax here: CrossEntropyLoss applies it, and twice would keep the loss above 1.46.
+        """Return logits of shape (N, 10) for images of shape (N, 1, 28, 28) in [0, 1]. There is no softmax,
+        because CrossEntropyLoss applies it; twice would keep the loss above 1.46.
         """
         return self.layers(images)
 
 
 def augment(images, degrees=8, zoom=0.08, pixels=1):
-    """Turn, scale and shift images, shape (N, 1, 28, 28), each at random, so that none is seen twice."""
+    """Turn, scale and shift images, shape (N, 1, 28, 28), each at random, so that no image looks the same twice."""
     count, _, size, _ = images.shape
     angle, zoom_x, zoom_y, shift_x, shift_y = torch.empty(5, count, 1, 1, device=images.device).uniform_(-1, 1)
     angle, zoom_x, zoom_y = math.radians(degrees) * angle, 1 + zoom * zoom_x, 1 + zoom * zoom_y
-    # grid_sample asks which place, from -1 to 1 across the image, each pixel of the result shows.
+    # grid_sample copies pixel (x, y) of the result, both from -1 to 1, from (from_x, from_y) of the image.
     x = (2 * torch.arange(size, device=images.device) + 1) / size - 1
     y = x[:, None]
     from_x = zoom_x * angle.cos() * x - zoom_y * angle.sin() * y + shift_x * 2 * pixels / size
@@ -154,7 +151,7 @@ def train(model, loader, optimizer, scheduler, epoch, epochs, log_interval):
         loss.backward()
         optimizer.step()
         scheduler.step()
-        losses.append(loss.detach())  # not loss.item(): to read a number off a GPU is to wait for it
+        losses.append(loss.detach())  # not loss.item(), which waits for the GPU: only where a line is logged
         if batch % log_interval == 0:
             print(f"epoch {epoch}/{epochs}  batch {batch:>{width}}/{len(loader)}  loss {loss.item():.4f}", flush=True)
     return torch.stack(losses).cpu()
@@ -178,12 +175,12 @@ def train_and_test(args):
     prepare_output_dir(args.output_dir)
     torch.manual_seed(args.seed)
     train_loader, test_loader = make_loaders(args.data_dir, args.batch_size, args.device, args.validate)
-    model = CNN().to(args.device, memory_format=torch.channels_last)  # an order of the numbers that CPUs like
+    model = CNN().to(args.device, memory_format=torch.channels_last)  # channels last in memory: faster on CPUs
     optimizer, scheduler = make_training(model, args.lr, steps=args.epochs * len(train_loader))
-    split = "validation" if args.validate else "test"
+    split, use = ("validation", "validation") if args.validate else ("test", "testing")
     count = len(test_loader.dataset)
     print(f"device: {args.device}")
-    print(f"images: {len(train_loader.dataset):,} for training, {count:,} for {split.replace('test', 'testing')}")
+    print(f"images: {len(train_loader.dataset):,} for training, {count:,} for {use}")
     print(f"parameters: {sum(parameter.numel() for parameter in model.parameters()):,}", flush=True)
 
     losses, test_losses, accuracies = [], [], []
@@ -199,7 +196,6 @@ def train_and_test(args):
         seconds = time.perf_counter() - start
         print(f"{split} loss {test_loss:.4f}  {split} accuracy {accuracies[-1]:.2f}%  {seconds:.1f} s", flush=True)
     print(f"{split.capitalize()}: average loss {test_loss:.4f}, accuracy {accuracies[-1]:.2f}% ({correct}/{count})")
-
     with whole_file(args.output_dir / "mnist_cnn.pt") as file:
         torch.save(model.state_dict(), file)
     new_figure = Figure
@@ -226,13 +222,13 @@ def main(argv=None):
         train_and_test(args)
         return 0
     except KeyboardInterrupt:
-        message, status = "Stopped: a run that does not end saves nothing.", 130
+        message, status = "Stopped before the end.", 130
     except UserError as error:
         message, status = error, 1
     except OSError as error:
         message, status = f"Cannot use {error.filename or 'the output'} ({error.strerror}): choose another folder.", 1
     except RuntimeError as error:
-        if "allocate" not in str(error):
+        if "allocate" not in str(error):  # torch's word for it
             raise
         message, status = "There is not enough memory: lower --batch-size, or close other programs.", 1
     print(f"mnist_cnn.py: {message}", file=sys.stderr)
@@ -240,7 +236,7 @@ def main(argv=None):
 
 
 def draw_loss_curves(figure, losses, test_losses, accuracies, split):
-    """Draw the loss of each batch, one tensor an epoch, and test loss and accuracy (%), one number an epoch."""
+    """Draw losses, one tensor of its batches an epoch, and test loss and accuracy (%), one number an epoch."""
     left, right = figure.subplots(1, 2, width_ratios=(2, 1))
     epochs = range(1, len(losses) + 1)
     every = torch.cat(losses)
@@ -276,7 +272,7 @@ def draw_mistakes(figure, dataset, probabilities, split, most=100):
 
 
 def read_picture(path, side=1600):
-    """Return a picture's brightness, shape (channels, height, width), right side up, shrunk to the side."""
+    """Return a picture, shape (channels, H, W), values up to 1, upright, at most so many pixels a side."""
     try:
         with Image.open(path) as image:
             image.draft(None, (side, side))  # a JPEG can be decoded at a fraction of its size
@@ -312,7 +308,7 @@ def connected_parts(mask):
     numbers = torch.arange(1, mask.numel() + 1).view(mask.shape) * mask
     while True:
         spread = (grow(numbers, 1) * mask).long()
-        spread = F.pad(spread.flatten(), (1, 0))[spread]  # each number leaps to where its own pixel has got to
+        spread = F.pad(spread.flatten(), (1, 0))[spread]  # on to the number of that pixel: fewer rounds
         if spread.equal(numbers):
             return spread.unique(return_inverse=True)[1]
         numbers = spread
@@ -347,7 +343,7 @@ def find_digit(picture, side=160):
     channel = small[small.flatten(1).std(dim=1, correction=0).argmax()]  # red ink shows in blue light
     channel = F.avg_pool2d(channel[None], 3, stride=1, padding=1, count_include_pad=False)[0]
     grain = (channel[2:] - channel[:-2]).abs().median().nan_to_num().clamp(min=0.006)
-    best = 0.01  # less is a speck, or light that falls unevenly
+    best, found = 0.01, None  # less is a speck, or light that falls unevenly
     for image in (channel, 1 - channel):  # dark ink, light ink
         paper = -grow(-grow(image, 24), 24)  # without dark strokes, but with the edges of shadows and sheets
         depth = (paper - image) / paper.clamp(min=0.4)
@@ -360,7 +356,7 @@ def find_digit(picture, side=160):
         score = (mass * ratings).max().item()
         if score > best and (paper - image).max() > 20 * grain:
             best, found = score, (depth, parts, mass, ratings)
-    if best == 0.01:
+    if found is None:
         raise UserError("is empty; there must be a digit darker or lighter than its paper.")
     depth, parts, mass, ratings = found
     first = (mass * ratings).argmax()
@@ -371,7 +367,7 @@ def find_digit(picture, side=160):
     digit = torch.isin(parts, near[((mass > 0.04 * mass[first]) & (ratings > 0.01))[near]])
     several = ((mass > 0.3 * mass[first]) & (ratings > 0.1))[parts[~digit]].any().item()
     top, left, bottom, right = box(digit)
-    if max(bottom - top, right - left) < side / 4 and scale < 1:  # look closer
+    if max(bottom - top, right - left) < side / 4 and scale < 1:  # small: look closer
         top, left = (max(0, int((start - side // 10) / scale)) for start in (top, left))
         bottom, right = (int((end + side // 10) / scale) for end in (bottom, right))
         return find_digit(picture[:, top:bottom, left:right])[0], several
@@ -476,7 +472,7 @@ def parse_args(argv=None):
 
 
 class UserError(Exception):
-    """A fault that its user can mend; the message is one sentence that says how."""
+    """A fault that its user can mend; the message says how."""
 
 
 def load_mnist(data_dir):
@@ -495,8 +491,7 @@ def load_mnist(data_dir):
         return MNIST(data_dir, train=True, download=True), MNIST(data_dir, train=False)
     except (OSError, RuntimeError, ValueError, TypeError, AssertionError, KeyError) as error:
         bad = ", ".join(name for name, md5 in MNIST.resources if not check_integrity(raw / name, md5))
-        why = " ".join(str(error).split())
-        raise UserError(f"MNIST cannot be read or downloaded ({why}): put the official {bad} in {raw}.") from error
+        raise UserError(f"No MNIST ({' '.join(str(error).split())}): put the official {bad} in {raw}.") from error
 
 
 def load_model(path):
@@ -539,6 +534,7 @@ def prepare_output_dir(output_dir):
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # a picture's name may hold what cannot be printed
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end quietly where nobody reads on, as after "| head"
     sys.exit(main())

@@ -88,28 +88,20 @@ def run_main(tmp_path, *more):
     return mnist_cnn.main(flags("--output-dir", tmp_path / "out", *more))
 
 
-@pytest.mark.parametrize("name", UNPACKED)
-def test_damaged_data_without_its_archive(name, data_dir, capsys, offline, tmp_path):
-    file = data_dir / "MNIST" / "raw" / name
-    file.with_name(name + ".gz").unlink()
-    file.write_bytes(b"something else")
-    assert run_main(tmp_path, "--data-dir", data_dir) == 1
-    assert f"put the official {name}.gz in {file.parent}" in sentence(capsys)
-    assert file.read_bytes() == b"something else"
-
-
+@pytest.mark.parametrize("index", range(4))
 @pytest.mark.parametrize(
-    "name, content", [*zip(ARCHIVES, [None, b"", b"<html>404</html>", None]), (ARCHIVES[0], b"cut")]
+    "archive, unpacked", [(None, None), (b"", None), (b"<html>404</html>", None), (None, b"other")]
 )
-def test_missing_or_damaged_archive_and_no_network(name, content, data_dir, capsys, offline, tmp_path):
+def test_missing_or_damaged_data_and_no_network(index, archive, unpacked, data_dir, capsys, offline, tmp_path):
     raw = data_dir / "MNIST" / "raw"
-    (raw / name).unlink()
-    if content is not None:
-        (raw / name).write_bytes(content)
+    (raw / ARCHIVES[index]).unlink()
+    for name, content in ((ARCHIVES[index], archive), (UNPACKED[index], unpacked)):
+        if content is not None:
+            (raw / name).write_bytes(content)
     assert run_main(tmp_path, "--data-dir", data_dir) == 1
-    said = sentence(capsys)
-    assert f"put the official {name} in {raw}" in said
-    assert not (raw / name.removesuffix(".gz")).exists()
+    assert f"put the official {ARCHIVES[index]} in {raw}" in sentence(capsys)
+    if unpacked:
+        assert (raw / UNPACKED[index]).read_bytes() == unpacked
 
 
 def test_killed_while_unpacking(data_dir):
@@ -132,30 +124,33 @@ def test_two_first_runs_at_once(data_dir):
     assert sorted(os.listdir(data_dir / "MNIST" / "raw")) == sorted(ARCHIVES + UNPACKED)
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows sends no SIGINT to one process")
-def test_interrupt(tmp_path):
-    earlier = tmp_path / "mnist_cnn.pt"
-    earlier.write_bytes(b"earlier")
-    command = [sys.executable, "mnist_cnn.py", *flags("--output-dir", tmp_path)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
-        while "batch" not in run.stdout.readline():
-            assert run.poll() is None
-        run.send_signal(signal.SIGINT)
-        out, err = run.communicate()
-    assert run.returncode == 130
-    assert "batch 600" not in out  # at once, and not at the end of the epoch
-    assert "Stopped" in err and err.count("\n") == 1
-    assert os.listdir(tmp_path) == ["mnist_cnn.pt"] and earlier.read_bytes() == b"earlier"
-
-
-@pytest.mark.skipif(os.name == "nt", reason="pipes end in another way there")
-def test_nobody_reads_on(tmp_path):
+@pytest.fixture
+def started(tmp_path):
+    """The program, started with an output folder that holds earlier weights, and after its first line."""
+    (tmp_path / "mnist_cnn.pt").write_bytes(b"earlier")
     command = [sys.executable, "mnist_cnn.py", *flags("--output-dir", tmp_path)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
         run.stdout.readline()
-        run.stdout.close()
-        assert run.stderr.read() == ""
-    assert run.returncode != 0 and os.listdir(tmp_path) == []
+        yield run
+    assert os.listdir(tmp_path) == ["mnist_cnn.pt"] and (tmp_path / "mnist_cnn.pt").read_bytes() == b"earlier"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends no SIGINT to one process")
+def test_interrupt(started):
+    while "batch" not in started.stdout.readline():
+        assert started.poll() is None
+    started.send_signal(signal.SIGINT)
+    out, err = started.communicate()
+    assert started.returncode == 130
+    assert "batch 600" not in out  # at once, and not at the end of the epoch
+    assert "Stopped" in err and err.count("\n") == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes end in another way there")
+def test_nobody_reads_on(started):
+    started.stdout.close()
+    assert started.stderr.read() == ""
+    assert started.wait() != 0
 
 
 @pytest.mark.parametrize("wrong", ["--lr 1e38", "--lr 1e30 --batch-size 60000"])
@@ -185,7 +180,6 @@ def test_folder_that_cannot_be(flag, where, tmp_path, capsys):
     (tmp_path / "file").write_text("not a folder")
     assert run_main(tmp_path, flag, tmp_path / where) == 1
     assert str(tmp_path / where) in sentence(capsys, before_training=True)
-    assert (tmp_path / "file").read_text() == "not a folder"
 
 
 @pytest.mark.parametrize("name", ["mnist_cnn.pt", "loss_curves.png", "mistakes.png"])
@@ -213,8 +207,7 @@ def test_full_disk(room, tmp_path, small_mnist, capsys):
     import resource
 
     (tmp_path / "out").mkdir()
-    for name in ("mnist_cnn.pt", "mistakes.png"):
-        (tmp_path / "out" / name).write_bytes(b"earlier")
+    (tmp_path / "out" / "mistakes.png").write_bytes(b"earlier")
     _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, most))
     try:
@@ -223,8 +216,8 @@ def test_full_disk(room, tmp_path, small_mnist, capsys):
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
     assert status == 1
     assert "Cannot write" in sentence(capsys)
-    assert all((tmp_path / "out" / name).read_bytes() == b"earlier" for name in ("mnist_cnn.pt", "mistakes.png"))
-    assert len(os.listdir(tmp_path / "out")) == 2
+    assert os.listdir(tmp_path / "out") == ["mistakes.png"]
+    assert (tmp_path / "out" / "mistakes.png").read_bytes() == b"earlier"
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a file that is always full")
