@@ -3,9 +3,8 @@
     python mnist_cnn.py --epochs 5 --lr 1e-3
     python mnist_cnn.py --predict photo.png
 
-Of 10,000 test images it reads RESULT right after five epochs (mean and standard deviation of ten
-seeds), which take SECONDS s on two cores of an AMD EPYC server. From top to bottom: constants, data,
-model, training, testing, the program; then plots, own digits, command line, and checks of files.
+After five epochs it reads 99.55 ± 0.04% of the test images right (mean and standard deviation of ten seeds), in
+44 s on two cores of an AMD EPYC server. The story comes first, from constants to program; then what serves it.
 """
 
 import argparse
@@ -431,8 +430,9 @@ def draw_reading(figure, rows, name, picture, image, probabilities):
     middle.imshow(image[0].numpy(), cmap="gray_r")
     middle.set_title(name, fontsize=8)
     middle.set_axis_off()
-    right.bar(range(10), probabilities.numpy())
-    right.set(ylim=(0, 1), xticks=range(10), yticks=[])
+    right.bar(range(10), probabilities.numpy(), tick_label=range(10))
+    right.set(ylim=(0, 1), yticks=[])
+    right.tick_params(labelsize=7)
 
 
 def between(kind, least, most):

@@ -129,7 +129,10 @@ def started(tmp_path):
     """The program, started with an output folder that holds earlier weights, and after its first line."""
     (tmp_path / "mnist_cnn.pt").write_bytes(b"earlier")
     command = [sys.executable, "mnist_cnn.py", *flags("--output-dir", tmp_path)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # A job in a shell's background ignores SIGINT, and so would what it starts.
+    heed = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)} if os.name == "posix" else {}
+    with subprocess.Popen(command, cwd=ROOT, **pipes, **heed) as run:
         run.stdout.readline()
         yield run
     assert os.listdir(tmp_path) == ["mnist_cnn.pt"] and (tmp_path / "mnist_cnn.pt").read_bytes() == b"earlier"
