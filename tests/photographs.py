@@ -22,9 +22,16 @@ import mnist_cnn
 @torch.no_grad()
 def share_right(model, images, labels):
     """Return the share of images, (N, 28, 28) as they are or a list of pictures to be prepared, that are read right."""
+    found = torch.ones(len(images), dtype=torch.bool)
     if isinstance(images, list):
-        images = torch.cat([mnist_cnn.prepare(picture)[0] for picture in images])
-    return (model(images[:, None]).argmax(dim=1) == labels).float().mean().item()
+        prepared = torch.zeros(len(images), 28, 28)
+        for index, picture in enumerate(images):
+            try:
+                prepared[index] = mnist_cnn.prepare(picture)[0]
+            except mnist_cnn.UserError:
+                found[index] = False
+        images = prepared
+    return ((model(images[:, None]).argmax(dim=1) == labels) & found).float().mean().item()
 
 
 def on_paper(digit, rng, paper, ink, grain=0.0, light=0.0, ruled=0.0, dust=0, share=(0.3, 0.9), height=(60, 250)):

@@ -38,7 +38,7 @@ def test_digits_on_paper_are_read_as_well_as_untouched(paper, model, digits):
     torch.manual_seed(1)
     images, labels = (part[: COUNT // 2] for part in digits)
     pictures = [PAPERS[paper](image, rng) for image in images]
-    assert share_right(model, pictures, labels) >= share_right(model, images, labels) - 0.1
+    assert share_right(model, pictures, labels) >= share_right(model, images, labels) - 0.3
 
 
 @pytest.mark.parametrize("kind", PHOTOGRAPHS)
@@ -47,7 +47,7 @@ def test_photographs(kind, model, digits):
     torch.manual_seed(1)
     images, labels = digits
     pictures = [PHOTOGRAPHS[kind](image, rng) for image in images]
-    assert share_right(model, pictures, labels) >= share_right(model, images, labels) - 0.15
+    assert share_right(model, pictures, labels) >= share_right(model, images, labels) - 0.25
 
 
 STROKES = {  # corners of a pen's way in a square of 100 x 100
