@@ -88,9 +88,8 @@ def run_main(tmp_path, *more):
     return mnist_cnn.main(flags("--output-dir", tmp_path / "out", *more))
 
 
-@pytest.mark.parametrize("index", range(4))
 @pytest.mark.parametrize(
-    "archive, unpacked", [(None, None), (b"", None), (b"<html>404</html>", None), (None, b"other")]
+    "index, archive, unpacked", [(0, None, None), (1, b"", None), (2, b"<html>404</html>", None), (3, None, b"other")]
 )
 def test_missing_or_damaged_data_and_no_network(index, archive, unpacked, data_dir, capsys, offline, tmp_path):
     raw = data_dir / "MNIST" / "raw"
