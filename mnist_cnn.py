@@ -15,7 +15,6 @@ import signal
 import sys
 import tempfile
 import time
-import zlib
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import MNIST
 from torchvision.datasets.utils import check_integrity
+from torchvision.ops import masks_to_boxes
 from torchvision.transforms.functional import pil_to_tensor, resize
 
 # Each constant is the default of the flag of the same name (--epochs, --batch-size, ...).
@@ -197,11 +197,9 @@ def train_and_test(args):
     print(f"{split.capitalize()}: average loss {test_loss:.4f}, accuracy {accuracies[-1]:.2f}% ({correct}/{count})")
     with whole_file(args.output_dir / "mnist_cnn.pt") as file:
         torch.save(model.state_dict(), file)
-    new_figure = Figure
     if args.show:
         from matplotlib import pyplot  # only here, because it looks for a display
-
-        new_figure = pyplot.figure
+    new_figure = pyplot.figure if args.show else Figure
     curves, mistakes = new_figure(figsize=(10, 4), layout="constrained"), new_figure(layout="constrained")
     draw_loss_curves(curves, losses, test_losses, accuracies, split)
     draw_mistakes(mistakes, test_loader.dataset, probabilities.cpu(), split)
@@ -313,26 +311,39 @@ def connected_parts(mask):
         numbers = spread
 
 
-def box(mask):
-    """Return top, left, bottom and right of what is True in a mask of shape (H, W)."""
-    return *mask.nonzero().amin(dim=0).tolist(), *(mask.nonzero().amax(dim=0) + 1).tolist()
-
-
-def rate(image, part):
-    """Rate from 0 to 1 how much a part, darker than the rest of the image, looks like strokes on paper."""
+def rate(image, part, fills):
+    """Rate from 0 to 1 how much a part, darker than the rest, looks like strokes on paper (that fill it)."""
+    y, x = part.nonzero().float().T
+    share = (y.max() - y.min()) * (x.max() - x.min()) / part.numel()
+    if fills and share < 0.9:
+        return 0
     # Around ink, in light and in shadow, all is lighter by the same share; around a piece of table it is not.
     ink = -grow(-torch.where(part, image, 9), 6)
     contrast = ((image - ink) / image.clamp(min=0.4))[grow(part, 4) > grow(part, 2)]
     spread = (contrast - contrast.mean()).square().mean().sqrt()
-    clear = (1 - 2 * spread / contrast.mean()).clamp(min=0)
+    clear = (1 - 2 * spread / contrast.mean().clamp(min=1e-6)).clamp(min=0)
     # Area by spread: 1 to 3.5 for most digits, which are thin, 4.5 for a full triangle, 6 for a full square.
-    y, x = part.nonzero().float().T
     fullness = len(y) / (y.var(correction=0) + x.var(correction=0) + 1)
     rating = clear**2 * (3.4 / fullness).clamp(max=1) ** 12
     border = torch.cat([part[0], part[-1], part[1:-1, 0], part[1:-1, -1]]).float().mean()
     if border > 0:  # a digit cut out tightly fills the picture, and covers less of its border than a table
-        rating = rating * ((y.max() - y.min()) * (x.max() - x.min()) / part.numel()) ** 3 * (border < 0.45)
-    return rating.nan_to_num().item()
+        rating = rating * share**3 * (border < 0.45)
+    return rating.item() if rating > 0.003 else 0
+
+
+def find_strokes(image, fills):
+    """Return how dark each pixel is and the number of its part, both (H, W); and each part's mass and rating."""
+    # The paper is without dark strokes, but has the edges of shadows and sheets: a grey-scale closing.
+    paper = image.max() if fills else -grow(-grow(image, 24), 24)
+    depth = (paper - image) / paper.clamp(min=0.4)
+    parts = connected_parts(depth > 0.4 * depth.max())
+    mass = torch.bincount(parts.flatten(), (depth * (parts > 0)).flatten())
+    ratings = torch.zeros(len(mass))
+    grain = (image[2:] - image[:-2]).abs().median().nan_to_num().clamp(min=0.006)
+    if (paper - image).max() > 20 * grain:
+        for number in mass.topk(min(20, len(mass))).indices:
+            ratings[number] = rate(image, parts == number, fills)
+    return depth, parts, mass, ratings
 
 
 def find_digit(picture, side=160):
@@ -341,38 +352,29 @@ def find_digit(picture, side=160):
     small = resize(picture, [math.ceil(length * scale) for length in picture.shape[1:]])
     channel = small[small.flatten(1).std(dim=1, correction=0).argmax()]  # red ink shows in blue light
     channel = F.avg_pool2d(channel[None], 3, stride=1, padding=1, count_include_pad=False)[0]
-    grain = (channel[2:] - channel[:-2]).abs().median().nan_to_num().clamp(min=0.006)
-    best, found = 0.01, None  # less is a speck, or light that falls unevenly
-    for image in (channel, 1 - channel):  # dark ink, light ink
-        paper = -grow(-grow(image, 24), 24)  # without dark strokes, but with the edges of shadows and sheets
-        depth = (paper - image) / paper.clamp(min=0.4)
-        parts = connected_parts(depth > 0.4 * depth.max())
-        mass = torch.bincount(parts.flatten(), depth.flatten())
-        mass[0] = 0
-        ratings = torch.zeros(len(mass))
-        for number in mass.topk(min(20, len(mass))).indices:
-            ratings[number] = rate(image, parts == number)
-        score = (mass * ratings).max().item()
-        if score > best and (paper - image).max() > 20 * grain:
-            best, found = score, (depth, parts, mass, ratings)
-    if found is None:
+    for fills in (False, True):  # then a digit so large that its strokes, or no paper at all, fill its picture
+        tries = [find_strokes(image, fills) for image in (channel, 1 - channel)]  # dark ink, light ink
+        depth, parts, mass, ratings = max(tries, key=lambda strokes: (strokes[2] * strokes[3]).max())
+        if (mass * ratings).max() > 0.01:  # less is a speck
+            break
+    else:
         raise UserError("is empty; there must be a digit darker or lighter than its paper.")
-    depth, parts, mass, ratings = found
     first = (mass * ratings).argmax()
-    top, left, bottom, right = box(parts == first)
+    left, top, right, bottom = masks_to_boxes((parts == first)[None])[0].int().tolist()
     reach = int(0.3 * max(bottom - top, right - left)) + 1
     near = parts[max(0, top - reach) : bottom + reach, max(0, left - reach) : right + reach]
-    ratings[first] = 1
-    digit = torch.isin(parts, near[((mass > 0.04 * mass[first]) & (ratings > 0.01))[near]])
+    at_edge = min(top, left) == 0 or bottom == len(parts) - 1 or right == len(parts[0]) - 1
+    joined = near[((mass > 0.04 * mass[first]) & ((ratings > 0.01) | at_edge))[near]]
+    digit = torch.isin(parts, joined) | (parts == first)
     several = ((mass > 0.3 * mass[first]) & (ratings > 0.1))[parts[~digit]].any().item()
-    top, left, bottom, right = box(digit)
+    left, top, right, bottom = masks_to_boxes(digit[None])[0].int().tolist()
     if max(bottom - top, right - left) < side / 4 and scale < 1:  # small: look closer
         top, left = (max(0, int((start - side // 10) / scale)) for start in (top, left))
         bottom, right = (int((end + side // 10) / scale) for end in (bottom, right))
         return find_digit(picture[:, top:bottom, left:right])[0], several
     ink = ((depth / depth[digit].quantile(0.8) - 0.12) / 0.88).clamp(0, 1) * grow(digit, 2)
-    top, left, bottom, right = box(ink > 0.05)
-    return ink[top:bottom, left:right], several
+    left, top, right, bottom = masks_to_boxes(ink[None] > 0.05)[0].int().tolist()
+    return ink[top : bottom + 1, left : right + 1], several
 
 
 def prepare(picture):
@@ -388,9 +390,7 @@ def prepare(picture):
     centre_x = (ink.sum(dim=0) * (torch.arange(width) + 0.5)).sum() / ink.sum()
     top = min(max(round(14 - centre_y.item()), 0), 28 - height)
     left = min(max(round(14 - centre_x.item()), 0), 28 - width)
-    image = torch.zeros(1, 28, 28)
-    image[0, top : top + height, left : left + width] = ink / ink.max()
-    return image, several
+    return F.pad(ink[None] / ink.max(), (left, 28 - width - left, top, 28 - height - top)), several
 
 
 @torch.inference_mode()
@@ -482,11 +482,10 @@ def load_mnist(data_dir):
     for name, md5 in MNIST.resources:
         archive, unpacked = raw / name, raw / name.removesuffix(".gz")
         if check_integrity(archive, md5):  # torchvision checks its archives, but not what it reads
-            packed = archive.read_bytes()
-            checksum = int.from_bytes(packed[-8:-4], "little")  # gzip's own, of what it has packed
-            if not unpacked.exists() or zlib.crc32(unpacked.read_bytes()) != checksum:
+            content = gzip.decompress(archive.read_bytes())
+            if not unpacked.exists() or unpacked.read_bytes() != content:
                 with whole_file(unpacked) as file:
-                    file.write(gzip.decompress(packed))
+                    file.write(content)
     try:
         return MNIST(data_dir, train=True, download=True), MNIST(data_dir, train=False)
     except (OSError, RuntimeError, ValueError, TypeError, AssertionError, KeyError) as error:

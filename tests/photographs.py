@@ -70,11 +70,12 @@ PAPERS = {
 }
 
 
-def photo(digit, rng, table_sides, light_table=False, shadow=False, height=480, width=640):
-    """Photograph a digit on a sheet as a telephone does: shape (3, H, W), after JPEG.
+def photo(digit, rng, table_sides, light_table=False, shadow=False, height=480):
+    """Photograph a digit on a sheet as a telephone does: shape (3, height, 4 / 3 height), after JPEG.
 
     The digit has 20 to 45% of the picture's shorter side. Where table shows on all sides, the sheet lies askew.
     """
+    width = height * 4 // 3
     sides = rng.sample(range(4), table_sides)
     left, top, right, bottom = (rng.uniform(0.05, 0.17) if side in sides else 0 for side in range(4))
     corners = [(left, top), (1 - right, top), (1 - right, 1 - bottom), (left, 1 - bottom)]
@@ -110,13 +111,13 @@ def cut_out(digit, rng):
 
 
 PHOTOGRAPHS = {
-    "even light": lambda digit, rng: photo(digit, rng, table_sides=0),
-    "a shadow's edge": lambda digit, rng: photo(digit, rng, table_sides=0, shadow=True),
-    "a strip of table": lambda digit, rng: photo(digit, rng, table_sides=1),
-    "table on two sides": lambda digit, rng: photo(digit, rng, table_sides=2),
-    "a darker table": lambda digit, rng: photo(digit, rng, table_sides=4),
-    "a lighter table": lambda digit, rng: photo(digit, rng, table_sides=4, light_table=True),
-    "cut out tightly": cut_out,
+    "even light": lambda digit, rng, **size: photo(digit, rng, table_sides=0, **size),
+    "a shadow's edge": lambda digit, rng, **size: photo(digit, rng, table_sides=0, shadow=True, **size),
+    "a strip of table": lambda digit, rng, **size: photo(digit, rng, table_sides=1, **size),
+    "table on two sides": lambda digit, rng, **size: photo(digit, rng, table_sides=2, **size),
+    "a darker table": lambda digit, rng, **size: photo(digit, rng, table_sides=4, **size),
+    "a lighter table": lambda digit, rng, **size: photo(digit, rng, table_sides=4, light_table=True, **size),
+    "cut out tightly": lambda digit, rng, **size: cut_out(digit, rng),
 }
 
 
