@@ -333,7 +333,8 @@ def rate(image, part, fills):
 
 def find_strokes(image, fills):
     """Return how dark each pixel is and the number of its part, both (H, W); and each part's mass and rating."""
-    # The paper is without dark strokes, but has the edges of shadows and sheets: a grey-scale closing.
+    # A grey-scale closing: the paper without dark strokes, but with the edges of shadows and sheets. Strokes of
+    # a digit that fills the image may be too thick for that; its paper is taken to be as bright all over.
     paper = image.max() if fills else -grow(-grow(image, 24), 24)
     depth = (paper - image) / paper.clamp(min=0.4)
     parts = connected_parts(depth > 0.4 * depth.max())
@@ -352,7 +353,7 @@ def find_digit(picture, side=160):
     small = resize(picture, [math.ceil(length * scale) for length in picture.shape[1:]])
     channel = small[small.flatten(1).std(dim=1, correction=0).argmax()]  # red ink shows in blue light
     channel = F.avg_pool2d(channel[None], 3, stride=1, padding=1, count_include_pad=False)[0]
-    for fills in (False, True):  # then a digit so large that its strokes, or no paper at all, fill its picture
+    for fills in (False, True):  # where nothing is found, it may be a digit cut out tightly
         tries = [find_strokes(image, fills) for image in (channel, 1 - channel)]  # dark ink, light ink
         depth, parts, mass, ratings = max(tries, key=lambda strokes: (strokes[2] * strokes[3]).max())
         if (mass * ratings).max() > 0.01:  # less is a speck
@@ -363,7 +364,7 @@ def find_digit(picture, side=160):
     left, top, right, bottom = masks_to_boxes((parts == first)[None])[0].int().tolist()
     reach = int(0.3 * max(bottom - top, right - left)) + 1
     near = parts[max(0, top - reach) : bottom + reach, max(0, left - reach) : right + reach]
-    at_edge = min(top, left) == 0 or bottom == len(parts) - 1 or right == len(parts[0]) - 1
+    at_edge = min(top, left) == 0 or bottom == len(parts) - 1 or right == len(parts[0]) - 1  # so all here is ink
     joined = near[((mass > 0.04 * mass[first]) & ((ratings > 0.01) | at_edge))[near]]
     digit = torch.isin(parts, joined) | (parts == first)
     several = ((mass > 0.3 * mass[first]) & (ratings > 0.1))[parts[~digit]].any().item()
