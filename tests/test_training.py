@@ -81,6 +81,7 @@ def test_batches(loaders):
 
 def test_loaders_reach_worker_processes(loaders):
     """Where processes are spawned, a DataLoader pickles the data set and its collate_fn for them."""
+    assert loaders[0].collate_fn is loaders[1].collate_fn
     dataset, collate = pickle.loads(pickle.dumps((loaders[1].dataset, loaders[1].collate_fn)))
     images, labels = collate(dataset.__getitems__([3, 5]))
     assert torch.equal(images, loaders[1].dataset.__getitems__([3, 5])[0])
