@@ -333,8 +333,7 @@ def rate(image, part, fills):
 
 def find_strokes(image, fills):
     """Return how dark each pixel is and the number of its part, both (H, W); and each part's mass and rating."""
-    # A grey-scale closing: the paper without dark strokes, but with the edges of shadows and sheets. Strokes of
-    # a digit that fills the image may be too thick for that; its paper is taken to be as bright all over.
+    # The paper: a grey-scale closing, which keeps the edges of shadows and sheets, but no strokes, unless too thick.
     paper = image.max() if fills else -grow(-grow(image, 24), 24)
     depth = (paper - image) / paper.clamp(min=0.4)
     parts = connected_parts(depth > 0.4 * depth.max())
@@ -353,12 +352,13 @@ def find_digit(picture, side=160):
     small = resize(picture, [math.ceil(length * scale) for length in picture.shape[1:]])
     channel = small[small.flatten(1).std(dim=1, correction=0).argmax()]  # red ink shows in blue light
     channel = F.avg_pool2d(channel[None], 3, stride=1, padding=1, count_include_pad=False)[0]
-    for fills in (False, True):  # where nothing is found, it may be a digit cut out tightly
-        tries = [find_strokes(image, fills) for image in (channel, 1 - channel)]  # dark ink, light ink
+    tries = []
+    for fills in (False, True):  # where hardly anything is found, it may be a digit cut out tightly
+        tries += [find_strokes(image, fills) for image in (channel, 1 - channel)]  # dark ink, light ink
         depth, parts, mass, ratings = max(tries, key=lambda strokes: (strokes[2] * strokes[3]).max())
-        if (mass * ratings).max() > 0.01:  # less is a speck
+        if (score := (mass * ratings).max()) > 1:
             break
-    else:
+    if score < 0.01:  # a speck
         raise UserError("is empty; there must be a digit darker or lighter than its paper.")
     first = (mass * ratings).argmax()
     left, top, right, bottom = masks_to_boxes((parts == first)[None])[0].int().tolist()

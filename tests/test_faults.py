@@ -156,7 +156,7 @@ def test_nobody_reads_on(started):
     assert started.wait() != 0
 
 
-@pytest.mark.parametrize("wrong", ["--lr 1e38", "--lr 1e30 --batch-size 60000"])
+@pytest.mark.parametrize("wrong", ["--lr 1e30", "--lr 1e30 --batch-size 60000"])
 def test_loss_that_is_not_finite(wrong, small_mnist, tmp_path, capsys):
     assert run_main(tmp_path, *wrong.split()) == 1
     said = sentence(capsys)
