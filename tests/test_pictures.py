@@ -68,7 +68,7 @@ STROKES = {  # corners of a pen's way in a square of 100 x 100
 
 
 @pytest.mark.parametrize("width", [3, 20])
-@pytest.mark.parametrize("ink, paper", [("#141414", "#fafafa"), ("#2040a0", "#f4e8b0"), ("#ffe000", "white")])
+@pytest.mark.parametrize("ink, paper", [("#2040a0", "#f4e8b0"), ("#ffe000", "white")])
 def test_drawn_digits(width, ink, paper, model):
     pictures = []
     for strokes in STROKES.values():
@@ -149,7 +149,7 @@ def test_predict(trained, digits, tmp_path, odd_pictures):
     _, outputs = trained
     images, labels = digits
     pictures = modes(to_pil_image(on_paper(images[0], random.Random(3), 0.95, 0.05)))
-    pictures["large.bmp"] = pictures["a.bmp"].resize((4000, 3000))
+    pictures["large.bmp"] = pictures["a.bmp"].resize((2400, 1800))
     for name, picture in pictures.items():
         picture.save(tmp_path / name)
     names, odd = [str(tmp_path / name) for name in pictures], list(odd_pictures)
