@@ -418,7 +418,7 @@ def predict(paths, output_dir):
             draw_reading(figure, rows, Path(path).name, picture, image, probabilities)
     if figure.axes:
         with whole_file(output_dir / "predictions.png") as file:
-            figure.savefig(file)
+            figure.savefig(file, dpi=150, bbox_inches="tight")
     return status
 
 
