@@ -44,8 +44,8 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def small_mnist(monkeypatch, mnist):
-    """Let the program see only the first 1,000 training images and 100 test images."""
-    for split, count in zip(mnist, (1000, 100)):
+    """Let the program see only the first 1,000 training images and 50 test images."""
+    for split, count in zip(mnist, (1000, 50)):
         monkeypatch.setattr(split, "data", split.data[:count])
         monkeypatch.setattr(split, "targets", split.targets[:count])
     monkeypatch.setattr(mnist_cnn, "load_mnist", lambda data_dir: mnist)

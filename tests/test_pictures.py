@@ -36,7 +36,7 @@ def digits(mnist):
 def test_pictures_are_read_as_well_as_untouched(kind, model, digits):
     rng = random.Random(1)
     torch.manual_seed(1)
-    count, size = (COUNT, {"height": 300}) if kind in PHOTOGRAPHS else (COUNT // 4, {})
+    count, size = (COUNT, {"height": 240}) if kind in PHOTOGRAPHS else (COUNT // 4, {})
     images, labels = (part[:count] for part in digits)
     pictures = [(PHOTOGRAPHS | PAPERS)[kind](image, rng, **size) for image in images]
     assert share_right(model, pictures, labels) >= share_right(model, images, labels) - 0.25

@@ -135,10 +135,10 @@ def test_training_lowers_the_loss(network, images_and_labels):
 def test_average_loss_and_accuracy(images_and_labels, small_mnist):
     model = mnist_cnn.CNN()
     train_steps([images_and_labels] * 3, model)
-    loader = mnist_cnn.make_loaders(DATA, 96, "cpu")[1]
+    loader = mnist_cnn.make_loaders(DATA, 32, "cpu")[1]
     loss, correct, probabilities = mnist_cnn.evaluate(model, loader)
     assert not model.training
-    images, labels = loader.dataset.__getitems__(range(100))
+    images, labels = loader.dataset.__getitems__(range(50))
     with torch.no_grad():
         logits = model(images).double()
     of_the_label = logits.gather(1, labels[:, None])[:, 0]
@@ -178,7 +178,7 @@ def test_the_seed_and_the_learning_rate_decide(small_mnist, tmp_path, capsys):
 def test_log_interval_and_batch_size(small_mnist, tmp_path, capsys):
     out = printed(capsys, "--batch-size", 64, "--log-interval", 7, "--output-dir", tmp_path)
     assert re.findall(r"batch +(\d+)/(\d+)", out) == [(str(batch), "16") for batch in (7, 14)]
-    assert re.search(r"\(\d+/100\)$", out)
+    assert re.search(r"\(\d+/50\)$", out)
 
 
 def test_loss_curves():
