@@ -312,7 +312,7 @@ def connected_parts(mask):
 
 
 def rate(image, part, fills):
-    """Rate from 0 to 1 how much a part, darker than the rest, looks like strokes on paper (that fill it)."""
+    """Rate from 0 to 1 how much a part, darker than the rest, looks like strokes on paper, which it fills or not."""
     y, x = part.nonzero().float().T
     share = (y.max() - y.min()) * (x.max() - x.min()) / part.numel()
     if fills and share < 0.9:
@@ -328,11 +328,11 @@ def rate(image, part, fills):
     border = torch.cat([part[0], part[-1], part[1:-1, 0], part[1:-1, -1]]).float().mean()
     if border > 0:  # a digit cut out tightly fills the picture, and covers less of its border than a table
         rating = rating * share**3 * (border < 0.45)
-    return rating.item() if rating > 0.003 else 0
+    return rating.item() if rating > 0.003 else 0  # less is no digit
 
 
 def find_strokes(image, fills):
-    """Return how dark each pixel is and the number of its part, both (H, W); and each part's mass and rating."""
+    """Return the best part's score, each pixel's depth of ink and part number, (H, W), each part's mass and rating."""
     # The paper: a grey-scale closing, which keeps the edges of shadows and sheets, but no strokes, unless too thick.
     paper = image.max() if fills else -grow(-grow(image, 24), 24)
     depth = (paper - image) / paper.clamp(min=0.4)
@@ -343,7 +343,7 @@ def find_strokes(image, fills):
     if (paper - image).max() > 20 * grain:
         for number in mass.topk(min(20, len(mass))).indices:
             ratings[number] = rate(image, parts == number, fills)
-    return depth, parts, mass, ratings
+    return (mass * ratings).max(), depth, parts, mass, ratings
 
 
 def find_digit(picture, side=160):
@@ -355,8 +355,8 @@ def find_digit(picture, side=160):
     tries = []
     for fills in (False, True):  # where hardly anything is found, it may be a digit cut out tightly
         tries += [find_strokes(image, fills) for image in (channel, 1 - channel)]  # dark ink, light ink
-        depth, parts, mass, ratings = max(tries, key=lambda strokes: (strokes[2] * strokes[3]).max())
-        if (score := (mass * ratings).max()) > 1:
+        score, depth, parts, mass, ratings = max(tries, key=lambda strokes: strokes[0])
+        if score > 1:
             break
     if score < 0.01:  # a speck
         raise UserError("is empty; there must be a digit darker or lighter than its paper.")
@@ -364,7 +364,7 @@ def find_digit(picture, side=160):
     left, top, right, bottom = masks_to_boxes((parts == first)[None])[0].int().tolist()
     reach = int(0.3 * max(bottom - top, right - left)) + 1
     near = parts[max(0, top - reach) : bottom + reach, max(0, left - reach) : right + reach]
-    at_edge = min(top, left) == 0 or bottom == len(parts) - 1 or right == len(parts[0]) - 1  # so all here is ink
+    at_edge = min(top, left) == 0 or bottom == len(parts) - 1 or right == len(parts[0]) - 1  # cut out: all is ink
     joined = near[((mass > 0.04 * mass[first]) & ((ratings > 0.01) | at_edge))[near]]
     digit = torch.isin(parts, joined) | (parts == first)
     several = ((mass > 0.3 * mass[first]) & (ratings > 0.1))[parts[~digit]].any().item()
