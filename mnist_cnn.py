@@ -1,540 +1,479 @@
-"""Train a small convolutional network (CNN) on MNIST, test it, and read your own digits with it.
+"""Train a small convolutional neural network (CNN) on MNIST, test it, and let it read your own digits.
 
-    python mnist_cnn.py --epochs 5 --lr 1e-3
-    python mnist_cnn.py --predict photo.png
-
-After five epochs it reads 99.55 ± 0.04% of the test images right (mean and standard deviation of ten seeds), in
-44 s on two cores of an AMD EPYC server. The story comes first, from constants to program; then what serves it.
+Read from the top: constants, data, network, training, testing, program. A line says where the story ends.
 """
 
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+from torchvision.datasets import MNIST
+
+# For what serves the story: the command line, files, plots and pictures.
 import argparse
+import glob
 import gzip
-import io
 import math
-import signal
 import sys
 import tempfile
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
-import torch
 from matplotlib.figure import Figure
-from PIL import Image, ImageOps
-from torch import nn
-from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
-from torchvision.datasets import MNIST
+from matplotlib.widgets import LassoSelector
+from PIL import Image, ImageDraw, ImageOps
 from torchvision.datasets.utils import check_integrity
-from torchvision.ops import masks_to_boxes
 from torchvision.transforms.functional import pil_to_tensor, resize
 
 # Each constant is the default of the flag of the same name (--epochs, --batch-size, ...).
 EPOCHS = 5  # how often the training sees each training image
 BATCH_SIZE = 100  # images in one training step
-LR = 1e-3  # learning rate at the start; it falls to zero in a straight line
-SEED = 0  # the same seed, CPU, number of threads and versions give the same result, to the last digit
+LR = 1e-3  # learning rate: how far a step changes the weights; after 30% of the steps it decays linearly to zero
+SEED = 0  # start of the random numbers: on one machine, the same seed gives the same result
 LOG_INTERVAL = 20  # batches from one logged loss to the next
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # where the network is trained
-DATA_DIR = "data"  # beside this file; holds MNIST/raw with the four archives, or gets the download
-OUTPUT_DIR = "outputs"  # beside this file; gets the weights and the pictures
-VALIDATE = False  # hold out the last 10,000 training images and report on them, not on the test images
-SHOW = False  # open the plots in a window at the end
+DATA_DIR = "data"  # beside this file; holds MNIST, or gets the download
+OUTPUT_DIR = "outputs"  # beside this file; gets the weights and the plots
+VALIDATE = False  # test on 10,000 images held out from training, instead of the test images
+criterion = nn.CrossEntropyLoss()  # the loss, no flag; it applies softmax itself, so the network must not
 
 
-class BatchedImages(Dataset):
-    """Images and labels on one device. A DataLoader asks a dataset that has __getitems__ for a whole batch
-    at once; to ask for image after image, as it does else, takes longer than to train on them.
-    """
-
-    def __init__(self, images, labels, device):
-        self.images = images.unsqueeze(1).to(device)  # with a channel axis; uint8 takes a quarter of float32
-        self.labels = labels.to(device)
-
-    def __len__(self):
-        return len(self.labels)
-
-    def __getitems__(self, indices):
-        """Return images, float32 of shape (N, 1, 28, 28) in [0, 1], and labels, int64 of shape (N,)."""
-        # non_blocking: the loop goes on while the indices travel to the GPU.
-        indices = torch.tensor(indices).to(self.labels.device, non_blocking=True)
-        return self.images[indices].float() / 255, self.labels[indices]
-
-
-def keep_batch(batch):
-    """Return the batch as it is: a DataLoader's collate_fn stacks single images, and ours come stacked."""
-    return batch
-
-
-def make_loaders(data_dir, batch_size, device, validate=False):
-    """Return the DataLoader of the training images, shuffled, and that of the test images, in order.
-
-    To validate is to test on the last 10,000 training images, and to train on the other 50,000.
-    """
-    train_mnist, test_mnist = load_mnist(data_dir)
-    images, labels = train_mnist.data, train_mnist.targets
-    test_images, test_labels = test_mnist.data, test_mnist.targets
+def make_loaders(mnist, batch_size, device, validate=False):
+    """Return two DataLoaders, for training and testing, of images (N, 1, 28, 28) in [0, 1] and labels (N,)."""
+    # Most tutorials hand MNIST(transform=ToTensor()) to the DataLoader, which then decodes every image anew in
+    # every epoch, for most of the time that the training takes. Here all become float once, with a channel axis.
+    train_set, test_set = (
+        TensorDataset(split.data.unsqueeze(1).to(device) / 255, split.targets.to(device)) for split in mnist
+    )
     if validate:
-        images, test_images = images[:-10_000], images[-10_000:]
-        labels, test_labels = labels[:-10_000], labels[-10_000:]
-    train_set = BatchedImages(images, labels, device)
-    test_set = BatchedImages(test_images, test_labels, device)
-    train_loader = DataLoader(train_set, batch_size, shuffle=True, collate_fn=keep_batch)
-    return train_loader, DataLoader(test_set, batch_size, collate_fn=keep_batch)
-
-
-def block(channels_in, channels_out, kernel_size, padding=0, pool=True):
-    """Return the layers of one block: convolution, max-pooling if wanted, batch norm, ReLU."""
-    convolution = nn.Conv2d(channels_in, channels_out, kernel_size, padding=padding, bias=False)
-    # Batch norm, which has a bias of its own, cancels the scale of these weights: the smaller they start, the
-    # further a step of Adam turns them, and the faster they learn. Without batch norm, delete this line too.
-    nn.init.normal_(convolution.weight, std=0.01)
-    pooling = nn.MaxPool2d(2) if pool else nn.Identity()  # first: the rest has fewer pixels to work on
-    return nn.Sequential(convolution, pooling, nn.BatchNorm2d(channels_out), nn.ReLU())
+        train_set, test_set = TensorDataset(*train_set[:-10_000]), TensorDataset(*train_set[-10_000:])
+    return DataLoader(train_set, batch_size, shuffle=True), DataLoader(test_set, batch_size)
 
 
 class CNN(nn.Module):
-    """A convolutional network that turns images into ten logits, one a digit."""
+    """A convolutional network that turns images into logits: ten numbers, one per digit, the highest its answer."""
 
     def __init__(self):
         super().__init__()
+        # The shape of an image after each layer: channels x height x width. A convolution turns size pixels into
+        # size - kernel_size + 1 + 2 * padding; max-pooling halves them, and comes first, because it leaves batch
+        # norm and ReLU a quarter of the work for the same result. bias=False: batch norm adds a bias of its own.
         self.layers = nn.Sequential(
-            block(1, 16, kernel_size=5),  # 28 x 28 pixels -> 24 x 24, pooled to 12 x 12
-            block(16, 32, kernel_size=3, padding=1),  # -> 12 x 12, pooled to 6 x 6
-            block(32, 64, kernel_size=3, padding=1, pool=False),  # -> 6 x 6
-            block(64, 64, kernel_size=3),  # -> 4 x 4, pooled to 2 x 2
-            nn.Flatten(),
-            nn.Dropout(0.1),  # against learning the training images by heart
-            nn.Linear(64 * 2 * 2, 10),
+            nn.Conv2d(1, 16, kernel_size=5, bias=False),  # 16 x 24 x 24, from 1 x 28 x 28
+            nn.MaxPool2d(2),  # 16 x 12 x 12
+            nn.BatchNorm2d(16),
+            nn.ReLU(),
+            nn.Conv2d(16, 32, kernel_size=3, padding=1, bias=False),  # 32 x 12 x 12
+            nn.MaxPool2d(2),  # 32 x 6 x 6
+            nn.BatchNorm2d(32),
+            nn.ReLU(),
+            nn.Conv2d(32, 64, kernel_size=3, bias=False),  # 64 x 4 x 4
+            nn.BatchNorm2d(64),
+            nn.ReLU(),
+            nn.Conv2d(64, 64, kernel_size=3, bias=False),  # 64 x 2 x 2
+            nn.BatchNorm2d(64),
+            nn.ReLU(),
+            nn.Flatten(),  # 256
+            nn.Dropout(0.1),  # zeroes a tenth of the numbers at random in training, against overfitting
+            nn.Linear(64 * 2 * 2, 10),  # 10 logits
         )
+        # Batch norm brings whatever a convolution returns to one scale, so the size of the first weights does not
+        # matter to the output. But a step changes small weights by a larger share, and so they learn faster.
+        for layer in self.layers:
+            if isinstance(layer, nn.Conv2d) and layer.bias is None:
+                nn.init.normal_(layer.weight, std=0.01)
 
     def forward(self, images):
-        """Return logits of shape (N, 10) for images of shape (N, 1, 28, 28) in [0, 1]. There is no softmax,
-        because CrossEntropyLoss applies it; twice would keep the loss above 1.46.
-        """
+        """Return the logits, shape (N, 10), of images, shape (N, 1, 28, 28), in [0, 1]."""
         return self.layers(images)
 
 
-def augment(images, degrees=8, zoom=0.08, pixels=1):
-    """Turn, scale and shift images, shape (N, 1, 28, 28), each at random, so that no image looks the same twice."""
-    count, _, size, _ = images.shape
-    angle, zoom_x, zoom_y, shift_x, shift_y = torch.empty(5, count, 1, 1, device=images.device).uniform_(-1, 1)
-    angle, zoom_x, zoom_y = math.radians(degrees) * angle, 1 + zoom * zoom_x, 1 + zoom * zoom_y
-    # grid_sample copies pixel (x, y) of the result, both from -1 to 1, from (from_x, from_y) of the image.
-    x = (2 * torch.arange(size, device=images.device) + 1) / size - 1
-    y = x[:, None]
-    from_x = zoom_x * angle.cos() * x - zoom_y * angle.sin() * y + shift_x * 2 * pixels / size
-    from_y = zoom_x * angle.sin() * x + zoom_y * angle.cos() * y + shift_y * 2 * pixels / size
-    return F.grid_sample(images, torch.stack([from_x, from_y], dim=-1), align_corners=False)
-
-
-def make_training(model, lr, steps):
-    """Return the optimizer of a model, and the schedule that lowers its learning rate from lr to zero."""
-    # 0.99 instead of Adam's usual 0.999: five epochs are too short for a memory of a thousand steps.
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr, betas=(0.9, 0.99), fused=True)
-    scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1, end_factor=0, total_iters=steps)
-    return optimizer, scheduler
+def augment(images, scale=0.1, slant=0.2, shift=1):
+    """Scale, slant, turn and shift (by pixels) images (N, 1, 28, 28), each at random, so that none comes twice."""
+    limits = torch.tensor([[scale, slant, 2 * shift / 28], [slant, scale, 2 * shift / 28]])
+    matrices = torch.eye(2, 3) + limits * torch.empty(len(images), 2, 3).uniform_(-1, 1)  # an affine map per image
+    grid = F.affine_grid(matrices.to(images.device), images.shape, align_corners=False)  # where each pixel is from
+    return F.grid_sample(images, grid, align_corners=False)
 
 
 def train(model, loader, optimizer, scheduler, epoch, epochs, log_interval):
-    """Train for one epoch and log its loss; return the loss of each batch, shape (batches,), on the CPU."""
-    criterion = nn.CrossEntropyLoss()
-    width = len(str(len(loader)))
-    model.train()
+    """Train for one epoch, log the loss, and return the loss of each batch, shape (batches,), on the CPU."""
+    model.train()  # turns dropout on, and lets batch norm measure the images
     losses = []
     for batch, (images, labels) in enumerate(loader, start=1):
         images = augment(images)
-        optimizer.zero_grad()
+        optimizer.zero_grad()  # forget the last batch's gradients: backward adds to what is there
         logits = model(images)
         loss = criterion(logits, labels)
-        loss.backward()
-        optimizer.step()
-        scheduler.step()
-        losses.append(loss.detach())  # not loss.item(), which waits for the GPU: only where a line is logged
+        loss.backward()  # the gradient: for each weight, how the loss changes when the weight grows
+        optimizer.step()  # change each weight a little, against its gradient
+        scheduler.step()  # lower the learning rate a little
+        losses.append(loss.detach())  # without its gradient; .item() would make the loop wait for a GPU
         if batch % log_interval == 0:
-            print(f"epoch {epoch}/{epochs}  batch {batch:>{width}}/{len(loader)}  loss {loss.item():.4f}", flush=True)
+            print(f"epoch {epoch}/{epochs}  batch {batch:3}/{len(loader)}  loss {loss.item():.4f}", flush=True)
     return torch.stack(losses).cpu()
 
 
-@torch.inference_mode()
+@torch.inference_mode()  # no gradients are needed here
 def evaluate(model, loader):
-    """Return the loss averaged over all images, how many are read right, and the probabilities (images, 10)."""
-    model.eval()
-    loss, correct, probabilities = 0, 0, []
+    """Return the loss averaged over all images, how many are right, and the probabilities, shape (images, 10)."""
+    model.eval()  # turns dropout off, and lets batch norm use what it measured in training
+    total_loss, correct, probabilities = 0, 0, []
     for images, labels in loader:
         logits = model(images)
-        loss += F.cross_entropy(logits, labels, reduction="sum")  # the last batch may be smaller than the others
+        total_loss += criterion(logits, labels) * len(labels)  # a mean becomes a sum: the last batch may be smaller
         correct += (logits.argmax(dim=1) == labels).sum()
         probabilities.append(logits.softmax(dim=1))
-    return loss.item() / len(loader.dataset), correct.item(), torch.cat(probabilities)
+    return total_loss.item() / len(loader.dataset), correct.item(), torch.cat(probabilities)
 
 
-def train_and_test(args):
-    """Train, test, print and save as the flags say."""
-    prepare_output_dir(args.output_dir)
+def main(argv=None):
+    """Run the program as the flags in argv say; return the accuracy in per cent after a training, else None."""
+    args = parse_args(argv)
+    if args.predict or args.draw:
+        model = or_exit(load_model, args.output_dir / "mnist_cnn.pt")
+        return open_pad(model) if args.draw else predict(model, args.predict, args.output_dir)
+    mnist = or_exit(load_mnist, args.data_dir)  # its training and test set; without them, or_exit ends the program
     torch.manual_seed(args.seed)
-    train_loader, test_loader = make_loaders(args.data_dir, args.batch_size, args.device, args.validate)
-    model = CNN().to(args.device, memory_format=torch.channels_last)  # channels last in memory: faster on CPUs
-    optimizer, scheduler = make_training(model, args.lr, steps=args.epochs * len(train_loader))
+    train_loader, test_loader = make_loaders(mnist, args.batch_size, args.device, args.validate)
+    model = CNN().to(args.device, memory_format=torch.channels_last)  # this order in memory is faster on a CPU
+    # betas: how long Adam remembers gradients and their squares. 0.999, as usual, is too long for five epochs.
+    optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, betas=(0.9, 0.99))
+    steps = args.epochs * len(train_loader)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1, (1 - step / steps) / 0.7))
     split, use = ("validation", "validation") if args.validate else ("test", "testing")
     count = len(test_loader.dataset)
     print(f"device: {args.device}")
     print(f"images: {len(train_loader.dataset):,} for training, {count:,} for {use}")
     print(f"parameters: {sum(parameter.numel() for parameter in model.parameters()):,}", flush=True)
-
-    losses, test_losses, accuracies = [], [], []
+    history = []
     for epoch in range(1, args.epochs + 1):
         start = time.perf_counter()
-        losses.append(train(model, train_loader, optimizer, scheduler, epoch, args.epochs, args.log_interval))
+        losses = train(model, train_loader, optimizer, scheduler, epoch, args.epochs, args.log_interval)
         test_loss, correct, probabilities = evaluate(model, test_loader)
-        if not math.isfinite(test_loss):
-            raise UserError(f"The {split} loss is not finite after epoch {epoch}: lower --lr (nothing was saved).")
-        test_losses.append(test_loss)
-        accuracies.append(100 * correct / count)
-        print(f"epoch {epoch}/{args.epochs}  training loss {losses[-1].mean():.4f}", end="  ")
-        seconds = time.perf_counter() - start
-        print(f"{split} loss {test_loss:.4f}  {split} accuracy {accuracies[-1]:.2f}%  {seconds:.1f} s", flush=True)
-    print(f"{split.capitalize()}: average loss {test_loss:.4f}, accuracy {accuracies[-1]:.2f}% ({correct}/{count})")
-    with whole_file(args.output_dir / "mnist_cnn.pt") as file:
-        torch.save(model.state_dict(), file)
-    if args.show:
-        from matplotlib import pyplot  # only here, because it looks for a display
-    new_figure = pyplot.figure if args.show else Figure
-    curves, mistakes = new_figure(figsize=(10, 4), layout="constrained"), new_figure(layout="constrained")
-    draw_loss_curves(curves, losses, test_losses, accuracies, split)
-    draw_mistakes(mistakes, test_loader.dataset, probabilities.cpu(), split)
-    for name, figure in (("loss_curves.png", curves), ("mistakes.png", mistakes)):
-        with whole_file(args.output_dir / name) as file:
-            figure.savefig(file, dpi=150)
-    if args.show:
-        pyplot.show()
+        train_loss, accuracy = losses.mean().item(), 100 * correct / count
+        if not math.isfinite(train_loss + test_loss):
+            sys.exit(f"mnist_cnn.py: The loss is not finite after epoch {epoch}: lower --lr (nothing was saved).")
+        results = f"training loss {train_loss:.4f}  {split} loss {test_loss:.4f}  {split} accuracy {accuracy:.2f}%"
+        print(f"epoch {epoch}/{args.epochs}  {results}  {time.perf_counter() - start:.1f} s", flush=True)
+        history.append((losses, test_loss))
+    print(f"{split.capitalize()}: average loss {test_loss:.4f}, accuracy {accuracy:.2f}% ({correct}/{count})")
+    save(args.output_dir / "mnist_cnn.pt", lambda file: torch.save(model.state_dict(), file))
+    save(args.output_dir / "loss_curves.png", plot_loss_curves(history, split).savefig)
+    save(args.output_dir / "mistakes.png", plot_mistakes(*test_loader.dataset.tensors, probabilities, split).savefig)
+    print(f"Saved mnist_cnn.pt, loss_curves.png and mistakes.png in {args.output_dir}")
+    return accuracy
 
 
-def main(argv=None):
-    """Run the program with the command line argv; return its exit status."""
-    args = parse_args(argv)
-    try:
-        if args.predict:
-            return predict(args.predict, args.output_dir)
-        train_and_test(args)
-        return 0
-    except KeyboardInterrupt:
-        message, status = "Stopped before the end.", 130
-    except UserError as error:
-        message, status = error, 1
-    except OSError as error:
-        message, status = f"Cannot use {error.filename or 'the output'} ({error.strerror}): choose another folder.", 1
-    except RuntimeError as error:
-        if "allocate" not in str(error):  # torch's word for it
-            raise
-        message, status = "There is not enough memory: lower --batch-size, or close other programs.", 1
-    print(f"mnist_cnn.py: {message}", file=sys.stderr)
-    return status
+# THE STORY ENDS HERE. What follows serves it: plots, own digits, the pad, the command line, guards against damage.
 
 
-def draw_loss_curves(figure, losses, test_losses, accuracies, split):
-    """Draw losses, one tensor of its batches an epoch, and test loss and accuracy (%), one number an epoch."""
-    left, right = figure.subplots(1, 2, width_ratios=(2, 1))
-    epochs = range(1, len(losses) + 1)
-    every = torch.cat(losses)
-    seen = torch.arange(1, len(every) + 1) / len(losses[0])
-    left.plot(seen.numpy(), every.numpy(), color="C0", alpha=0.4, linewidth=0.8, label="training, each batch")
-    left.plot(epochs, [loss.mean().item() for loss in losses], "o-", color="C0", label="training, mean of the epoch")
-    left.plot(epochs, test_losses, "o-", color="C1", label=f"{split}, after each epoch")
-    left.set(xlabel="epoch", ylabel="cross-entropy loss", yscale="log")
-    left.legend()
-    right.plot(epochs, accuracies, "o-", color="C1")
-    right.set(xlabel="epoch", ylabel=f"{split} accuracy (%)", ylim=(min(accuracies) - 0.1, 100))
-    right.xaxis.get_major_locator().set_params(integer=True)
+def plot_loss_curves(history, split):
+    """Return a figure of each epoch's losses, one per batch, and its test loss."""
+    losses, test_losses = zip(*history)
+    epochs, every = range(1, len(history) + 1), torch.cat(losses)
+    axes = Figure(figsize=(8, 4), dpi=150, layout="constrained").subplots()
+    axes.plot(torch.arange(1, len(every) + 1) / len(losses[0]), every, alpha=0.4, label="training, each batch")
+    axes.plot(epochs, [loss.mean() for loss in losses], "o-", color="C0", label="training, mean of the epoch")
+    axes.plot(epochs, test_losses, "o-", color="C1", label=f"{split}, after each epoch")
+    axes.set(xlabel="epoch", ylabel="cross-entropy loss", yscale="log")
+    axes.legend()
+    return axes.figure
 
 
-def draw_mistakes(figure, dataset, probabilities, split, most=100):
-    """Draw the misread images of a BatchedImages, worst first, given their probabilities (N, 10)."""
-    images, labels = dataset.images.cpu(), dataset.labels.cpu()
+def plot_mistakes(images, labels, probabilities, split, most=100):
+    """Return a figure of the misclassified images, most confident first, by their probabilities (N, 10)."""
     probability, digit = probabilities.max(dim=1)
     wrong = (digit != labels).nonzero().flatten()
-    worst = wrong[probability[wrong].argsort(descending=True)][:most].tolist()
-    shown = f", the {most} worst of them here" if len(wrong) > most else ""
-    figure.suptitle(f"{len(wrong)} of {len(labels):,} {split} images are misread{shown}")
-    rows = math.ceil(len(worst) / 10)
-    figure.set_size_inches(11, 1.1 * rows + 1)
-    axes = figure.add_subplot()
-    axes.set_axis_off()
-    for place, index in enumerate(worst):
-        x, y = place % 10, -(place // 10)
-        axes.imshow(images[index, 0].numpy(), cmap="gray_r", extent=(x - 0.35, x + 0.35, y - 0.35, y + 0.35))
-        said = f"said {digit[index]} ({probability[index]:.0%})\nis {labels[index]}"
-        axes.text(x, y + 0.4, said, horizontalalignment="center", fontsize=9)
-    axes.set(xlim=(-0.5, 9.5), ylim=(0.5 - rows, 0.9))
+    worst = wrong[probability[wrong].argsort(descending=True)][:most]
+    rows = math.ceil(len(worst) / 10) or 1
+    figure = Figure(figsize=(11, 1.3 * rows + 0.6), dpi=150, layout="constrained")
+    figure.suptitle(f"{len(wrong)} of {len(labels):,} {split} images are misclassified, the surest mistakes first")
+    grid = figure.subplots(rows, 10, subplot_kw={"frame_on": False, "xticks": [], "yticks": []})
+    for axes, index in zip(grid.flat, worst):
+        axes.imshow(images[index, 0].cpu(), cmap="gray_r")
+        axes.set_title(f"said {digit[index]} ({probability[index]:.0%})\nis {labels[index]}", fontsize=8)
+    return figure
 
 
-def read_picture(path, side=1600):
-    """Return a picture, shape (channels, H, W), values up to 1, upright, at most so many pixels a side."""
+def plot_readings(readings):
+    """Return a figure of pictures, the images that the network saw of them, and its probabilities, three a row."""
+    rows = math.ceil(len(readings) / 3)
+    figure = Figure(figsize=(12, 1.8 * rows), dpi=150, layout="constrained")
+    grid = figure.subplots(rows, 9, squeeze=False, subplot_kw={"frame_on": False, "xticks": [], "yticks": []})
+    for (left, middle, right), (name, picture, image, probabilities) in zip(grid.reshape(-1, 3), readings):
+        left.imshow(picture.movedim(0, -1).clamp(0, 1), cmap="gray")
+        middle.imshow(image[0], cmap="gray_r")
+        middle.set_title(name, fontsize=8)
+        right.bar(range(10), probabilities, tick_label=range(10))
+        right.set(ylim=(0, 1), frame_on=True)
+    return figure
+
+
+def read_picture(path):
+    """Return a file's picture, float32 (channels, H, W) up to 1, upright; raise ValueError where it can't be read."""
     try:
         with Image.open(path) as image:
-            image.draft(None, (side, side))  # a JPEG can be decoded at a fraction of its size
-            # RGBA would cut off what has 16 bits a pixel and more.
-            image = image.convert("F" if image.mode.startswith(("I", "F")) else "RGBA")
-            image.thumbnail((side, side))
+            image.draft(None, (1600, 1600))  # a JPEG can be decoded at a fraction of its size
+            image = image.convert("F" if image.mode[0] in "IF" else "RGBA")  # F: more than 8 bits a channel
+            image.thumbnail((1600, 1600))
         with suppress(Exception):  # where only the EXIF is damaged, the picture is read without it
             image = ImageOps.exif_transpose(image)
-    except Exception as error:  # decoders of damaged pictures raise whatever they like
-        reason = getattr(error, "strerror", None) or "it is no picture, or a damaged one"
-        if isinstance(error, Image.DecompressionBombError):
-            reason = "it is too large: shrink it"
-        elif Path(path).suffix.lower() in (".heic", ".heif"):
-            reason = "it is HEIC, the format of iPhones: save it as JPEG"
-        raise UserError(f"cannot be read ({reason}); name a whole picture, such as a PNG or JPEG.") from error
-    pixels = pil_to_tensor(image).nan_to_num()
+    except Exception as error:  # decoders raise whatever they like
+        raise ValueError(f"it can't be read ({error}): name a whole picture, and save HEIC as JPEG") from error
+    pixels = pil_to_tensor(image)
     if len(pixels) == 1:
         return pixels / pixels.max().clamp(min=1)
     colour, opacity = pixels[:3] / 255, pixels[3:] / 255
-    # A drawing on transparent paper may have any colour there, so that its ink is what is opaque.
+    # Ink on transparent paper may have any colour: there, ink is what is opaque.
     return opacity if opacity.mean() < 0.5 else colour * opacity + 1 - opacity
 
 
-def grow(pixels, radius):
-    """Return the largest value in a square of that radius around each pixel, shape (H, W)."""
-    for size in ((2 * radius + 1, 1), (1, 2 * radius + 1)):  # rows, then columns: faster than both at once
-        pixels = F.max_pool2d(pixels[None].float(), size, stride=1, padding=(size[0] // 2, size[1] // 2))[0]
-    return pixels
+def dilate(image, radius):
+    """Return the highest value in a square of that radius around each pixel of an image (H, W)."""
+    rows = F.max_pool2d(image[None], (1, 2 * radius + 1), stride=1, padding=(0, radius))  # in two steps: faster
+    return F.max_pool2d(rows, (2 * radius + 1, 1), stride=1, padding=(radius, 0))[0]
 
 
-def connected_parts(mask):
-    """Number the connected parts of a mask of shape (H, W) from 1; 0 is what is False."""
-    numbers = torch.arange(1, mask.numel() + 1).view(mask.shape) * mask
-    while True:
-        spread = (grow(numbers, 1) * mask).long()
-        spread = F.pad(spread.flatten(), (1, 0))[spread]  # on to the number of that pixel: fewer rounds
-        if spread.equal(numbers):
-            return spread.unique(return_inverse=True)[1]
-        numbers = spread
+def reconstruct(seeds, bounds):
+    """Spread seeds under bounds, (H, W): Vincent, "Morphological Grayscale Reconstruction in Image Analysis", 1993."""
+    spread = torch.minimum(dilate(seeds, 1), bounds)
+    while not spread.equal(seeds):
+        seeds, spread = spread, torch.minimum(dilate(spread, 1), bounds)
+    return spread
 
 
-def rate(image, part, fills):
-    """Rate from 0 to 1 how much a part, darker than the rest, looks like strokes on paper, which it fills or not."""
-    y, x = part.nonzero().float().T
-    share = (y.max() - y.min()) * (x.max() - x.min()) / part.numel()
-    if fills and share < 0.9:
-        return 0
-    # Around ink, in light and in shadow, all is lighter by the same share; around a piece of table it is not.
-    ink = -grow(-torch.where(part, image, 9), 6)
-    contrast = ((image - ink) / image.clamp(min=0.4))[grow(part, 4) > grow(part, 2)]
-    spread = (contrast - contrast.mean()).square().mean().sqrt()
-    clear = (1 - 2 * spread / contrast.mean().clamp(min=1e-6)).clamp(min=0)
-    # Area by spread: 1 to 3.5 for most digits, which are thin, 4.5 for a full triangle, 6 for a full square.
-    fullness = len(y) / (y.var(correction=0) + x.var(correction=0) + 1)
-    rating = clear**2 * (3.4 / fullness).clamp(max=1) ** 12
-    border = torch.cat([part[0], part[-1], part[1:-1, 0], part[1:-1, -1]]).float().mean()
-    if border > 0:  # a digit cut out tightly fills the picture, and covers less of its border than a table
-        rating = rating * share**3 * (border < 0.45)
-    return rating.item() if rating > 0.003 else 0  # less is no digit
+def otsu_threshold(values):
+    """Return what separates low from high values best: Otsu, "A Threshold Selection Method ...", 1979."""
+    values = values.flatten().double().sort().values
+    count = torch.arange(1, len(values) + 1)
+    low_mean, high_mean = values.cumsum(0) / count, (values.flip(0).cumsum(0) / count).flip(0)
+    return values[(count[:-1] * count[:-1].flip(0) * (high_mean[1:] - low_mean[:-1]) ** 2).argmax()]
 
 
-def find_strokes(image, fills):
-    """Return the best part's score, each pixel's depth of ink and part number, (H, W), each part's mass and rating."""
-    # The paper: a grey-scale closing, which keeps the edges of shadows and sheets, but no strokes, unless too thick.
-    paper = image.max() if fills else -grow(-grow(image, 24), 24)
-    depth = (paper - image) / paper.clamp(min=0.4)
-    parts = connected_parts(depth > 0.4 * depth.max())
-    mass = torch.bincount(parts.flatten(), (depth * (parts > 0)).flatten())
-    ratings = torch.zeros(len(mass))
-    grain = (image[2:] - image[:-2]).abs().median().nan_to_num().clamp(min=0.006)
-    if (paper - image).max() > 20 * grain:
-        for number in mass.topk(min(20, len(mass))).indices:
-            ratings[number] = rate(image, parts == number, fills)
-    return (mass * ratings).max(), depth, parts, mass, ratings
+def find_ink(image):
+    """Return how much ink each pixel of an image (H, W) may have, seen in two ways, (H, W) each."""
+    height, width = image.shape
+    radius = round(0.15 * max(height, width))  # of a square that no stroke fills
+    margin = [width // 5, width // 5, height // 5, height // 5]  # tables are there
+    # Ink is what is rare: it is dark where the middle, less its local mean, has a negative skewness.
+    middle = F.pad(image, [-length for length in margin])
+    light = F.avg_pool2d(middle[None], 2 * (radius // 2) + 1, 1, radius // 2, count_include_pad=False)[0]
+    bright = image if (middle - light).pow(3).mean() > 0 else 1 - image
+    # One way: ink is too narrow for the square (a top-hat), and is no table, frame or shadow from the border.
+    narrow = bright - dilate(-dilate(-bright, radius), radius)
+    narrow -= reconstruct(narrow - F.pad(F.pad(narrow, [-1] * 4), [1] * 4), narrow)
+    # The other, for a digit that touches the border: ink is unlike most of the border, and reaches the middle.
+    unlike = (image - torch.cat([image[[0, -1]].flatten(), image[:, [0, -1]].flatten()]).median()).abs()
+    return narrow, reconstruct(F.pad(F.pad(unlike, [-length for length in margin]), margin), unlike)
 
 
-def find_digit(picture, side=160):
-    """Return the digit of a picture (channels, H, W), cut out, ink 1 on paper 0; and whether there are more."""
-    scale = side / max(picture.shape[1:])
-    small = resize(picture, [math.ceil(length * scale) for length in picture.shape[1:]])
-    channel = small[small.flatten(1).std(dim=1, correction=0).argmax()]  # red ink shows in blue light
-    channel = F.avg_pool2d(channel[None], 3, stride=1, padding=1, count_include_pad=False)[0]
-    tries = []
-    for fills in (False, True):  # where hardly anything is found, it may be a digit cut out tightly
-        tries += [find_strokes(image, fills) for image in (channel, 1 - channel)]  # dark ink, light ink
-        score, depth, parts, mass, ratings = max(tries, key=lambda strokes: strokes[0])
-        if score > 1:
-            break
-    if score < 0.01:  # a speck
-        raise UserError("is empty; there must be a digit darker or lighter than its paper.")
-    first = (mass * ratings).argmax()
-    left, top, right, bottom = masks_to_boxes((parts == first)[None])[0].int().tolist()
-    reach = int(0.3 * max(bottom - top, right - left)) + 1
-    near = parts[max(0, top - reach) : bottom + reach, max(0, left - reach) : right + reach]
-    at_edge = min(top, left) == 0 or bottom == len(parts) - 1 or right == len(parts[0]) - 1  # cut out: all is ink
-    joined = near[((mass > 0.04 * mass[first]) & ((ratings > 0.01) | at_edge))[near]]
-    digit = torch.isin(parts, joined) | (parts == first)
-    several = ((mass > 0.3 * mass[first]) & (ratings > 0.1))[parts[~digit]].any().item()
-    left, top, right, bottom = masks_to_boxes(digit[None])[0].int().tolist()
-    if max(bottom - top, right - left) < side / 4 and scale < 1:  # small: look closer
-        top, left = (max(0, int((start - side // 10) / scale)) for start in (top, left))
-        bottom, right = (int((end + side // 10) / scale) for end in (bottom, right))
-        return find_digit(picture[:, top:bottom, left:right])[0], several
-    ink = ((depth / depth[digit].quantile(0.8) - 0.12) / 0.88).clamp(0, 1) * grow(digit, 2)
-    left, top, right, bottom = masks_to_boxes(ink[None] > 0.05)[0].int().tolist()
-    return ink[top : bottom + 1, left : right + 1], several
+def cut_out(ink):
+    """Return the digit's box, (h, w), from 0 to 1, in an image of ink (H, W); None if there is none."""
+    mask = ink > otsu_threshold(ink)
+    near = dilate(mask.float(), max(ink.shape) // 20)  # strokes with a gap of a tenth between them belong together
+    numbers = torch.arange(1.0, near.numel() + 1).view(near.shape) * near
+    parts = reconstruct(numbers, numbers.max() * near).long() * mask  # a connected component has its highest number
+    digit = parts == torch.bincount(parts.flatten(), (ink * mask).flatten()).argmax()  # the component with most ink
+    (top, left), (bottom, right) = (corner.tolist() for corner in digit.nonzero().aminmax(dim=0))
+    if not mask.any() or max(right - left, bottom - top) < max(ink.shape) / 25:  # nothing, or a speck
+        return None
+    ink = (ink / ink[digit].mean()).clamp(max=1) * dilate(digit.float(), 1)  # with the grey levels of its edge
+    return ink[top : bottom + 1, left : right + 1]
+
+
+def center(ink):
+    """Return ink (h, w) in MNIST's form (1, 28, 28): LeCun et al., "Gradient-Based Learning ...", 1998, III-A."""
+    height, width = ink.shape
+    side = round(max(height, width) * 28 / 20)
+    top = round(side / 2 - ((ink.sum(dim=1) @ (torch.arange(height) + 0.5)) / ink.sum()).item())
+    left = round(side / 2 - ((ink.sum(dim=0) @ (torch.arange(width) + 0.5)) / ink.sum()).item())
+    image = resize(F.pad(ink[None], (left, side - width - left, top, side - height - top)), [28, 28])
+    # Thin strokes turn grey when they are scaled down: to 0.6 on average, at least (MNIST's own have 0.69).
+    return (image * max(1, 0.6 / image[image > 0].mean().item())).clamp(max=1)
 
 
 def prepare(picture):
-    """Bring a picture (channels, H, W) into MNIST's own form (1, 28, 28), ink 1 on paper 0; see find_digit.
-
-    The digit is scaled, its aspect kept, to fit a box of 20 x 20, and its centre of mass placed in the
-    centre, as in LeCun et al., "Gradient-Based Learning Applied to Document Recognition", 1998, III-A.
-    """
-    ink, several = find_digit(picture)
-    height, width = (max(1, round(20 * length / max(ink.shape))) for length in ink.shape)
-    ink = resize(ink[None], [height, width])[0]
-    centre_y = (ink.sum(dim=1) * (torch.arange(height) + 0.5)).sum() / ink.sum()
-    centre_x = (ink.sum(dim=0) * (torch.arange(width) + 0.5)).sum() / ink.sum()
-    top = min(max(round(14 - centre_y.item()), 0), 28 - height)
-    left = min(max(round(14 - centre_x.item()), 0), 28 - width)
-    return F.pad(ink[None] / ink.max(), (left, 28 - width - left, top, 28 - height - top)), several
+    """Return a picture (channels, H, W) as two looks in MNIST's form (2, 1, 28, 28); raise ValueError if empty."""
+    scale = 128 / max(picture.shape[1:])  # enough for a digit, and quickly searched
+    image = resize(picture, [max(2, round(scale * length)) for length in picture.shape[1:]]).mean(dim=0)
+    contrast = (dilate(image, 2) + dilate(-image, 2)).max()
+    digits = [cut_out(ink) for ink in find_ink(image)] if contrast > 0.15 else []  # grain and shadows have less
+    looks = [center(digit) for digit in digits if digit is not None]
+    if not looks:
+        raise ValueError("the picture is empty: it must show a digit that is darker or lighter than its paper")
+    return torch.stack([looks[0], looks[-1]])
 
 
 @torch.inference_mode()
-def predict(paths, output_dir):
-    """Print what digit each picture shows, and draw how it was read; return 1 if one can't be read, else 0."""
-    model, status = load_model(output_dir / "mnist_cnn.pt"), 0
-    rows = math.ceil(min(len(paths), 100) / 3)
-    figure = Figure(figsize=(12, 1.8 * rows))
-    figure.subplots_adjust(hspace=0.6)
+def read_digit(model, looks):
+    """Return the look that the network takes for a digit more than the others, and its probabilities, (10,)."""
+    logits = model(looks)
+    best = logits.amax(dim=1).argmax()
+    return looks[best], logits[best].softmax(dim=0)
+
+
+def predict(model, patterns, output_dir):
+    """Print which digit each picture shows, and plot how it was read; exit with status 1 if one can't be read."""
+    paths = [path for pattern in patterns for path in sorted(glob.glob(pattern)) or [pattern]]  # Windows leaves *.png
+    readings = []
     for path in paths:
         try:
             picture = read_picture(path)
-            image, several = prepare(picture)
-        except UserError as error:
-            print(f"{path} {error}", file=sys.stderr)
-            status = 1
+            image, probabilities = read_digit(model, prepare(picture))
+        except ValueError as error:
+            print(f"{path}: {error}", file=sys.stderr)
             continue
-        probabilities = model(image[None]).softmax(dim=1)[0]
-        (first, second), (digit, other) = (both.tolist() for both in probabilities.topk(2))
+        (first, second), (digit, other) = (values.tolist() for values in probabilities.topk(2))
         second_choice = f", or {other} ({second:.1%})" if second > 0.01 else ""
-        hint = " - more than one digit?" if several else " - unsure: see predictions.png" if first < 0.5 else ""
+        hint = " - unsure: see predictions.png" if first < 0.5 else ""
         print(f"{path}: {digit} ({first:.1%}){second_choice}{hint}", flush=True)
-        if len(figure.axes) < 300:
-            draw_reading(figure, rows, Path(path).name, picture, image, probabilities)
-    if figure.axes:
-        with whole_file(output_dir / "predictions.png") as file:
-            figure.savefig(file, dpi=150, bbox_inches="tight")
-    return status
+        readings.append((Path(path).name, picture[:, ::4, ::4], image, probabilities))
+    if readings:
+        save(output_dir / "predictions.png", plot_readings(readings[:100]).savefig)
+    if len(readings) < len(paths):
+        sys.exit(1)
 
 
-def draw_reading(figure, rows, name, picture, image, probabilities):
-    """Add to a figure, three a row, a picture, what the network saw of it, and the probabilities."""
-    left, middle, right = (figure.add_subplot(rows, 9, len(figure.axes) + 1) for _ in range(3))
-    step = math.ceil(max(picture.shape) / 150)
-    left.imshow(picture[:, ::step, ::step].movedim(0, -1).clamp(0, 1).numpy(), cmap="gray")
-    left.set_axis_off()
-    middle.imshow(image[0].numpy(), cmap="gray_r")
-    middle.set_title(name, fontsize=8)
-    middle.set_axis_off()
-    right.bar(range(10), probabilities.numpy(), tick_label=range(10))
-    right.set(ylim=(0, 1), yticks=[])
-    right.tick_params(labelsize=7)
+def prepare_strokes(strokes, pen_width=2.5):  # of 28 pixels; of 2 to 3.5, 2.5 is read best
+    """Return strokes, lists of points (x, y), y downward, in any unit, in MNIST's form, float32 (1, 28, 28)."""
+    strokes = [torch.tensor(stroke, dtype=torch.float64) for stroke in strokes]
+    low, high = torch.cat(strokes).aminmax(dim=0)
+    image, radius = Image.new("L", (160, 160)), 4 * pen_width  # eight times too large: center shrinks it
+    scale = (160 - 2 * radius) / (high - low).max().clamp(min=1e-9)
+    for stroke in strokes:
+        # Less a trifle, so that no half is rounded up in one place and down in another.
+        points = [tuple(point) for point in (scale * (stroke - low) + radius - 1e-6).round().tolist()]
+        ImageDraw.Draw(image).line(points, fill=255, width=round(2 * radius))
+        for x, y in points:
+            ImageDraw.Draw(image).ellipse((x - radius, y - radius, x + radius, y + radius), fill=255)
+    return center(pil_to_tensor(image)[0] / 255)
 
 
-def between(kind, least, most):
-    """Return a function that turns a text into a number, int or float, from least to most."""
+def draw_pad(figure, model):
+    """Make a figure a pad to write on with the left button, beside what the network sees, and says of it."""
+    pad, view, bars = figure.subplots(1, 3, width_ratios=(2, 1, 1), subplot_kw={"xticks": [], "yticks": []})
+    pad.set(title="write a digit; c or a right click clears", xlim=(0, 1), ylim=(1, 0), aspect="equal")
+    seen = view.imshow(torch.zeros(28, 28), cmap="gray_r", vmin=0, vmax=1)
+    strokes, pen = [], {"color": "black", "linewidth": 9, "marker": "o", "markersize": 8}
+    (line,) = pad.plot([], [], **pen)
+    # Draws the stroke being written, alone: with all the rest it would take so long that points are lost.
+    lasso = LassoSelector(pad, strokes.append, props=pen, button=1)
 
-    def number(text):
-        if least <= kind(text) <= most:
-            return kind(text)
-        raise argparse.ArgumentTypeError(f"must be from {least} to {most}, not {text}")
+    def read(event=None):
+        written, gap = strokes + [lasso.verts] * bool(lasso.verts), (math.nan, math.nan)
+        line.set_data(*zip(gap, *(point for stroke in written for point in [*stroke, gap])))
+        image, probabilities = torch.zeros(1, 28, 28), torch.zeros(10)
+        if written:
+            image, probabilities = read_digit(model, prepare_strokes(written)[None])
+        seen.set_data(image[0])
+        bars.clear()
+        bars.bar(range(10), probabilities, tick_label=range(10))
+        bars.bar(probabilities.argmax(), probabilities.max())  # in another colour
+        bars.set(ylim=(0, 1), title=f"{probabilities.argmax()} ({probabilities.max():.1%})" if written else "")
+        figure.canvas.draw_idle()
 
-    return number
+    def clear():
+        strokes.clear()
+        read()
+
+    timer = figure.canvas.new_timer(200, [(read, (), {})])  # the pen has rested for so many milliseconds
+    timer.single_shot = True
+    figure.canvas.mpl_connect("motion_notify_event", lambda event: timer.start())
+    figure.canvas.mpl_connect("button_release_event", read)
+    figure.canvas.mpl_connect("button_press_event", lambda event: clear() if event.button == 3 else None)
+    figure.canvas.mpl_connect("key_press_event", lambda event: clear() if event.key == "c" else None)
+    read()
+
+
+def open_pad(model):
+    """Open a window with the pad, or end the program with one sentence where there can be none."""
+    with suppress(ImportError):  # of a back end that is not installed, or finds no display
+        from matplotlib import pyplot  # only here, because it looks for a display
+        with pyplot.rc_context({"toolbar": "None"}):  # c is one of its keys
+            figure = pyplot.figure("mnist_cnn", figsize=(11, 5.5), layout="constrained")
+        if figure.canvas.required_interactive_framework:
+            draw_pad(figure, model)
+            return pyplot.show(block=True)
+    sys.exit("mnist_cnn.py: No window can be opened: use a desktop, not a notebook; Debian needs python3-tk.")
 
 
 def parse_args(argv=None):
     """Return the command line's flags, checked; a wrong one ends the program with exit status 2."""
+    here = Path(globals().get("__file__", "")).parent  # a notebook's cell has no file
     parser = argparse.ArgumentParser(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.description = "Train a small CNN on MNIST and test it, or read your own digits with it."
-    for flag, default, kind, text in (
-        ("--epochs", EPOCHS, between(int, 1, 10**6), "passes over the training images"),
-        ("--batch-size", BATCH_SIZE, between(int, 1, 60_000), "images in one step"),
-        ("--lr", LR, between(float, 1e-38, 1e38), "learning rate at the start"),
-        ("--seed", SEED, between(int, 0, 2**64 - 1), "start of the random numbers"),
-        ("--log-interval", LOG_INTERVAL, between(int, 1, 10**6), "batches between logged losses"),
-        ("--data-dir", Path(__file__).parent / DATA_DIR, Path, "folder of MNIST"),
-        ("--output-dir", Path(__file__).parent / OUTPUT_DIR, Path, "folder of the weights and pictures"),
-    ):
-        # str: argparse checks a default that is a text, and so an edited constant, like a flag.
-        parser.add_argument(flag, default=str(default), type=kind, help=text)
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help="passes over the training images")
+    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help="images in one training step")
+    parser.add_argument("--lr", type=float, default=LR, help="learning rate at the start")
+    parser.add_argument("--seed", type=int, default=SEED, help="start of the random numbers")
+    parser.add_argument("--log-interval", type=int, default=LOG_INTERVAL, help="batches between logged losses")
     gpus = ["cuda"] + [f"cuda:{index}" for index in range(torch.cuda.device_count())]
     devices = ["cpu"] + gpus * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
-    parser.add_argument("--device", default=DEVICE, choices=devices, help="where the network is trained")
-    switch = argparse.BooleanOptionalAction
-    parser.add_argument("--validate", action=switch, default=VALIDATE, help="test on held-out training images")
-    parser.add_argument("--show", action=switch, default=SHOW, help="open the plots in a window")
-    parser.add_argument("--predict", nargs="+", metavar="IMAGE", help="read these pictures instead")
-    return parser.parse_args(argv)
+    parser.add_argument("--device", choices=devices, default=DEVICE, help="where the network is trained")
+    parser.add_argument("--data-dir", type=Path, default=here / DATA_DIR, help="folder of MNIST")
+    parser.add_argument("--output-dir", type=Path, default=here / OUTPUT_DIR, help="folder of the weights and plots")
+    parser.add_argument("--validate", default=VALIDATE, action=argparse.BooleanOptionalAction, help="see VALIDATE")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--predict", nargs="+", metavar="IMAGE", help="read these pictures instead")
+    instead.add_argument("--draw", action="store_true", help="open a pad to write digits on instead")
+    args = parser.parse_args(argv)
+    limits = {"epochs": (1, 1e6), "batch_size": (1, 60_000), "lr": (1e-38, 1e38), "seed": (0, 2**64 - 1)}
+    for name, (least, most) in {**limits, "log_interval": (1, 1e6)}.items():
+        if not least <= getattr(args, name) <= most:
+            parser.error(f"argument --{name.replace('_', '-')}: must be from {least:g} to {most:g}")
+    try:
+        args.output_dir.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryDirectory(dir=args.output_dir).cleanup()
+    except OSError as error:  # now, and not after the training
+        sys.exit(f"mnist_cnn.py: Can't write to {args.output_dir} ({error.strerror}): choose another --output-dir.")
+    return args
 
 
-class UserError(Exception):
-    """A fault that its user can mend; the message says how."""
+def or_exit(function, *arguments):
+    """Return what function(*arguments) returns; its ValueError ends the program with its sentence and status 1."""
+    try:
+        return function(*arguments)
+    except ValueError as error:
+        sys.exit("mnist_cnn.py: " + " ".join(str(error).split()))  # torch's own messages have many lines
 
 
 def load_mnist(data_dir):
-    """Return MNIST's training and test set; unpack the archives in data_dir/MNIST/raw, or download them."""
-    raw = Path(data_dir, "MNIST", "raw")
-    raw.mkdir(parents=True, exist_ok=True)
-    for name, md5 in MNIST.resources:
-        archive, unpacked = raw / name, raw / name.removesuffix(".gz")
-        if check_integrity(archive, md5):  # torchvision checks its archives, but not what it reads
-            content = gzip.decompress(archive.read_bytes())
-            if not unpacked.exists() or unpacked.read_bytes() != content:
-                with whole_file(unpacked) as file:
-                    file.write(content)
+    """Return MNIST's training and test set, unpacked or downloaded; raise ValueError where there is none."""
+    raw = Path(data_dir, MNIST.__name__, "raw")
     try:
+        raw.mkdir(parents=True, exist_ok=True)
+        # torchvision checks the archives, but not what it has unpacked, of which a killed run may have left half.
+        for name in (name for name, md5 in MNIST.resources if check_integrity(raw / name, md5)):
+            content, unpacked = gzip.decompress((raw / name).read_bytes()), raw / name.removesuffix(".gz")
+            if not unpacked.exists() or unpacked.read_bytes() != content:
+                save(unpacked, lambda file: file.write_bytes(content))
         return MNIST(data_dir, train=True, download=True), MNIST(data_dir, train=False)
-    except (OSError, RuntimeError, ValueError, TypeError, AssertionError, KeyError) as error:
-        bad = ", ".join(name for name, md5 in MNIST.resources if not check_integrity(raw / name, md5))
-        raise UserError(f"No MNIST ({' '.join(str(error).split())}): put the official {bad} in {raw}.") from error
+    except Exception as error:  # torchvision raises whatever it likes
+        names = ", ".join(name for name, _ in MNIST.resources)
+        raise ValueError(f"No {MNIST.__name__}: put the official {names} in {raw} ({error})") from error
 
 
 def load_model(path):
-    """Return the network with the weights that a run saved; raise UserError where they can't be used."""
-    if not path.exists():
-        raise UserError(f"There are no weights in {path} yet: train first, without --predict.")
-    content = io.BytesIO(path.read_bytes())
+    """Return the network with the weights that a training saved; raise ValueError where that can't be done."""
     model = CNN()
     try:
-        # map_location: the run may have had a GPU that this machine lacks.
-        model.load_state_dict(torch.load(content, map_location="cpu", weights_only=True))
-    except Exception as error:  # a damaged file makes torch raise whatever it likes
-        raise UserError(f"{path} is damaged or holds another network's weights: train again.") from error
-    if not all(weights.isfinite().all() for weights in model.state_dict().values()):
-        raise UserError(f"{path} holds weights that are not finite: train again.")
+        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:  # torch raises whatever it likes for a damaged file
+        raise ValueError(f"{path} holds no weights of the CNN as it is now: train first ({error})") from error
     return model.eval()
 
 
-@contextmanager
-def whole_file(path):
-    """Open a file for writing bytes that appears whole or not at all, whatever stops the program."""
-    content = io.BytesIO()  # first, because torch.save does not say why it could not write
-    yield content
-    try:
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            part = Path(folder, path.name)
-            part.write_bytes(content.getvalue())
-            part.replace(path)
-    except OSError as error:
-        raise UserError(f"Cannot write {path} ({error.strerror}): make room, or choose another folder.") from error
-
-
-def prepare_output_dir(output_dir):
-    """Make the folder, and find out now, not after the training, whether results can be written."""
-    output_dir.mkdir(parents=True, exist_ok=True)
-    tempfile.TemporaryDirectory(dir=output_dir).cleanup()
-    for name in ("mnist_cnn.pt", "loss_curves.png", "mistakes.png"):
-        if (output_dir / name).is_dir():
-            raise UserError(f"{output_dir / name} is a folder: move it, or choose another --output-dir.")
+def save(path, write):
+    """Let write(file) fill a file beside path, which then replaces path: it appears whole or not at all."""
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        write(Path(folder, path.name))
+        Path(folder, path.name).replace(path)
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace")  # a picture's name may hold what cannot be printed
-    if hasattr(signal, "SIGPIPE"):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end quietly where nobody reads on, as after "| head"
-    sys.exit(main())
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("mnist_cnn.py: Stopped before the end.", file=sys.stderr)
+        sys.exit(130)
