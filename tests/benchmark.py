@@ -13,15 +13,12 @@ import tempfile
 import time
 
 import torch
-import torchvision
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
-from torchvision import transforms
+from torchvision import datasets, transforms
 
 import mnist_cnn
-
-IMPORTS = "import torch, torchvision, matplotlib"
 
 
 def example_network():
@@ -32,10 +29,10 @@ def example_network():
     )  # fmt: skip
 
 
-def example_loader(data_dir):
-    """The training set as the official example feeds it: decoded and normalized image by image."""
+def example_loader(data_dir, train):
+    """MNIST as the official example feeds it: decoded and normalized image by image."""
     transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))])
-    return DataLoader(torchvision.datasets.MNIST(data_dir, transform=transform), batch_size=64, shuffle=True)
+    return DataLoader(datasets.MNIST(data_dir, train, transform), batch_size=64, shuffle=train)
 
 
 def example_epoch(model, loader, optimizer, device):
@@ -46,70 +43,54 @@ def example_epoch(model, loader, optimizer, device):
         optimizer.zero_grad()
         F.nll_loss(F.log_softmax(model(images), dim=1), labels).backward()
         optimizer.step()
-    if device == "cuda":
-        torch.cuda.synchronize()
 
 
-def seconds(work):
+@torch.inference_mode()
+def example_accuracy(model, loader, device):
+    """Return the percentage of the test images that the official example's network reads right."""
+    model.eval()
+    right = sum((model(images.to(device)).argmax(dim=1).cpu() == labels).sum() for images, labels in loader)
+    return 100 * right.item() / len(loader.dataset)
+
+
+def seconds(work, device):
+    """Return how long work takes, with all that it has left to a GPU."""
     start = time.perf_counter()
     work()
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
     return time.perf_counter() - start
 
 
-def example_accuracy(model, data_dir, device):
-    """Return the percentage of the test images that the official example's network reads right."""
-    test_set = torchvision.datasets.MNIST(data_dir, train=False)
-    images = ((test_set.data.float() / 255 - 0.1307) / 0.3081).unsqueeze(1).to(device)
-    model.eval()
-    with torch.inference_mode():
-        digits = torch.cat([model(batch).argmax(dim=1) for batch in images.split(1000)])
-    return 100 * (digits.cpu() == test_set.targets).float().mean().item()
-
-
 def compare_training(rounds, data_dir, device):
-    """Print the seconds that an epoch and that its batches alone take, ours and the example's in turn."""
-    loader, _ = mnist_cnn.make_loaders(data_dir, 100, device)
-    model = mnist_cnn.CNN().to(device, memory_format=torch.channels_last)
-    optimizer, scheduler = mnist_cnn.make_training(model, 1e-3, rounds * len(loader))
-    peer_loader, peer = example_loader(data_dir), example_network().to(device)
-    peer_optimizer = torch.optim.Adadelta(peer.parameters(), lr=1.0)
-    peer_scheduler = torch.optim.lr_scheduler.StepLR(peer_optimizer, step_size=1, gamma=0.7)
-    peer_accuracies = []
+    """Train both programs by turns, an epoch each, and print the seconds that an epoch and its batches alone take."""
+    loader, test_loader = example_loader(data_dir, True), example_loader(data_dir, False)
+    example = example_network().to(device)
+    optimizer = torch.optim.Adadelta(example.parameters(), lr=1.0)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.7)
+    train, training, loading, accuracies = mnist_cnn.train, [], [], []
 
-    def train_example():
-        example_epoch(peer, peer_loader, peer_optimizer, device)
+    def train_by_turns(model, our_loader, *others):
+        results = []
+        ours = seconds(lambda: results.append(train(model, our_loader, *others)), device)
+        training.append((ours, seconds(lambda: example_epoch(example, loader, optimizer, device), device)))
+        loading.append(tuple(seconds(lambda: sum(1 for _ in batches), device) for batches in (our_loader, loader)))
+        scheduler.step()
+        accuracies.append(f"{example_accuracy(example, test_loader, device):.2f}%")
+        return results[0]
 
-    def train_ours():
-        mnist_cnn.train(model, loader, optimizer, scheduler, 1, 1, log_interval=10**9)
-
-    def load(batches):
-        return sum(len(labels) for _, labels in batches)
-
+    mnist_cnn.train = train_by_turns  # so that what is measured is what main does, whatever it trains
+    with tempfile.TemporaryDirectory() as outputs:
+        flags = {"--epochs": rounds, "--device": device, "--data-dir": data_dir, "--output-dir": outputs}
+        mnist_cnn.main([str(word) for flag in flags.items() for word in flag] + ["--log-interval", "1000000"])
+    mnist_cnn.train = train
     print(f"\n| {rounds} rounds | mnist_cnn, median | official example, median | median of the rounds' ratios |")
     print("| --- | --- | --- | --- |")
-    rows = []
-    for _ in range(rounds):
-        rows.append((seconds(train_ours), seconds(train_example)))
-        peer_scheduler.step()
-        peer_accuracies.append(example_accuracy(peer, data_dir, device))
-    epoch = print_row("training, one epoch", rows)
-    loading = print_row(
-        "loading, one epoch",
-        [(seconds(lambda: load(loader)), seconds(lambda: load(peer_loader))) for _ in range(rounds)],
-    )
-    print(
-        f"\nLoading takes {100 * loading / epoch:.1f}% of an epoch; {60_000 / epoch:,.0f} images a second in training."
-    )
-    each = ", ".join(f"{accuracy:.2f}%" for accuracy in peer_accuracies)
-    print(f"The example's test accuracy after each of its epochs, one seed: {each}", flush=True)
-
-
-def print_row(name, rows):
-    """Print medians of the seconds of ours and theirs, and of their ratio; return the median of ours."""
-    ours, theirs = (statistics.median(column) for column in zip(*rows))
-    ratio = statistics.median(their / our for our, their in rows)
-    print(f"| {name} | {ours:.2f} s | {theirs:.2f} s | 1 / {ratio:.1f} |", flush=True)
-    return ours
+    for name, rows in (("training, one epoch", training), ("loading alone, one epoch", loading)):
+        ours, theirs = (statistics.median(column) for column in zip(*rows))
+        ratio = statistics.median(their / our for our, their in rows)
+        print(f"| {name} | {ours:.2f} s | {theirs:.2f} s | 1 / {ratio:.1f} |")
+    print(f"The example's test accuracy after each epoch, one seed: {', '.join(accuracies)}", flush=True)
 
 
 def run(arguments):
@@ -118,26 +99,27 @@ def run(arguments):
     watch = "import resource as r, subprocess, sys; subprocess.run(sys.argv[1:], check=True); "
     watch += "print(r.getrusage(r.RUSAGE_CHILDREN).ru_maxrss)"
     start = time.perf_counter()
-    command = [sys.executable, "-c", watch, sys.executable, *arguments]
+    command = [sys.executable, "-c", watch, sys.executable, *map(str, arguments)]
     output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
     peak = int(output.splitlines()[-1]) / (1024**2 if sys.platform == "darwin" else 1024)
     return output, time.perf_counter() - start, peak
 
 
-def measure_accuracy(seeds, epochs, data_dir):
+def measure_accuracy(seeds, epochs, data_dir, device):
     """Print the test accuracy of so many seeds, the seconds of a whole run and its peak memory."""
-    accuracies, losses, durations, memories = [], [], [], []
+    rows = []
     with tempfile.TemporaryDirectory() as outputs:
         for seed in range(seeds):
-            flags = ["--epochs", epochs, "--lr", 1e-3, "--seed", seed, "--data-dir", data_dir, "--output-dir", outputs]
-            out, duration, memory = run([mnist_cnn.__file__, *map(str, flags)])
+            flags = ["--epochs", epochs, "--lr", 1e-3, "--seed", seed, "--device", device]
+            folders = ["--data-dir", data_dir, "--output-dir", outputs]
+            out, duration, memory = run([mnist_cnn.__file__, *flags, *folders])
             loss, accuracy = re.search(r"Test: average loss ([\d.]+), accuracy ([\d.]+)%", out).groups()
-            for values, value in zip((accuracies, losses, durations, memories), (accuracy, loss, duration, memory)):
-                values.append(float(value))
-    importing = run(["-c", IMPORTS])[2]
+            rows.append((float(accuracy), float(loss), duration, memory))
+    accuracies, losses, durations, memories = zip(*rows)
+    importing = run(["-c", "import torch, torchvision, matplotlib"])[2]
     print(
         f"--epochs {epochs} --lr 1e-3, seeds 0 to {seeds - 1}: accuracy {statistics.mean(accuracies):.3f} ± "
-        f"{statistics.stdev(accuracies):.3f}% (minimum {min(accuracies):.2f}%), loss {statistics.mean(losses):.4f}, "
+        f"{statistics.stdev(accuracies):.3f}% (lowest {min(accuracies):.2f}%), loss {statistics.mean(losses):.4f}, "
         f"{statistics.median(durations):.0f} s a run, peak memory {max(memories):.0f} MB, "
         f"{max(memories) - importing:.0f} MB more than the imports.\n"
         f"  each: {' '.join(f'{accuracy:.2f}' for accuracy in accuracies)}",
@@ -146,9 +128,9 @@ def measure_accuracy(seeds, epochs, data_dir):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="epochs of each side")
-    parser.add_argument("--seeds", type=int, default=0, help="headline runs; 0 leaves them out")
+    parser.add_argument("--seeds", type=int, default=0, help="runs for the accuracy; 0 leaves them out")
     parser.add_argument("--data-dir", default=mnist_cnn.parse_args([]).data_dir)
     parser.add_argument("--device", default=mnist_cnn.DEVICE)
     args = parser.parse_args()
@@ -156,7 +138,7 @@ def main():
     print(f"{platform.machine()}, {where}, Python {platform.python_version()}, torch {torch.__version__}")
     compare_training(args.rounds, args.data_dir, args.device)
     for epochs in (5, 1) if args.seeds > 1 else ():
-        measure_accuracy(args.seeds, epochs, args.data_dir)
+        measure_accuracy(args.seeds, epochs, args.data_dir, args.device)
 
 
 if __name__ == "__main__":
