@@ -1,4 +1,4 @@
-"""Train a small convolutional neural network (CNN) on MNIST, test it, and let it read your own digits.
+"""Train a small convolutional neural network (CNN) on MNIST's handwritten digits, test it, let it read your own.
 
 Read from the top: constants, data, network, training, testing, program. A line says where the story ends.
 """
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.datasets import MNIST
 
-# For what serves the story: the command line, files, plots and pictures.
+# Mostly for the second half of the file: the command line, files, plots and pictures.
 import argparse
 import glob
 import gzip
@@ -19,30 +19,29 @@ import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
-
 from matplotlib.figure import Figure
 from matplotlib.widgets import LassoSelector
 from PIL import Image, ImageDraw, ImageOps
 from torchvision.datasets.utils import check_integrity
 from torchvision.transforms.functional import pil_to_tensor, resize
 
-# Each constant is the default of the flag of the same name (--epochs, --batch-size, ...).
-EPOCHS = 5  # how often the training sees each training image
+# Each constant in capitals is the default of the flag of the same name (--epochs, --batch-size, ...).
+EPOCHS = 5  # passes over the training images
 BATCH_SIZE = 100  # images in one training step
-LR = 1e-3  # learning rate: how far a step changes the weights; after 30% of the steps it decays linearly to zero
-SEED = 0  # start of the random numbers: on one machine, the same seed gives the same result
+LR = 1e-3  # learning rate at the start: how far a step changes the weights; it decays to zero
+SEED = 0  # seed of the random numbers: on one CPU, the same seed gives the same result
 LOG_INTERVAL = 20  # batches from one logged loss to the next
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # where the network is trained
 DATA_DIR = "data"  # beside this file; holds MNIST, or gets the download
 OUTPUT_DIR = "outputs"  # beside this file; gets the weights and the plots
-VALIDATE = False  # test on 10,000 images held out from training, instead of the test images
+VALIDATE = False  # to choose between designs: test on 10,000 held-out training images, not on the test images
 criterion = nn.CrossEntropyLoss()  # the loss, no flag; it applies softmax itself, so the network must not
 
 
 def make_loaders(mnist, batch_size, device, validate=False):
     """Return two DataLoaders, for training and testing, of images (N, 1, 28, 28) in [0, 1] and labels (N,)."""
-    # Most tutorials hand MNIST(transform=ToTensor()) to the DataLoader, which then decodes every image anew in
-    # every epoch, for most of the time that the training takes. Here all become float once, with a channel axis.
+    # Most tutorials hand MNIST(transform=ToTensor()) to the DataLoader, which then decodes each image again in each
+    # epoch and nearly doubles its time. Here uint8 (N, 28, 28), 0 to 255, becomes float32 once, with a channel axis.
     train_set, test_set = (
         TensorDataset(split.data.unsqueeze(1).to(device) / 255, split.targets.to(device)) for split in mnist
     )
@@ -52,13 +51,13 @@ def make_loaders(mnist, batch_size, device, validate=False):
 
 
 class CNN(nn.Module):
-    """A convolutional network that turns images into logits: ten numbers, one per digit, the highest its answer."""
+    """A convolutional network that turns images into logits: ten numbers, one per digit; the highest is its guess."""
 
     def __init__(self):
         super().__init__()
-        # The shape of an image after each layer: channels x height x width. A convolution turns size pixels into
-        # size - kernel_size + 1 + 2 * padding; max-pooling halves them, and comes first, because it leaves batch
-        # norm and ReLU a quarter of the work for the same result. bias=False: batch norm adds a bias of its own.
+        # The comments give the shape of one image after the layer: channels x height x width. A convolution makes a
+        # height of h into h - kernel_size + 1 + 2 * padding (a border of zeros); max-pooling halves it, and comes
+        # first to leave batch norm and ReLU a quarter of the pixels. bias=False: batch norm adds its own bias.
         self.layers = nn.Sequential(
             nn.Conv2d(1, 16, kernel_size=5, bias=False),  # 16 x 24 x 24, from 1 x 28 x 28
             nn.MaxPool2d(2),  # 16 x 12 x 12
@@ -75,41 +74,42 @@ class CNN(nn.Module):
             nn.BatchNorm2d(64),
             nn.ReLU(),
             nn.Flatten(),  # 256
-            nn.Dropout(0.1),  # zeroes a tenth of the numbers at random in training, against overfitting
+            nn.Dropout(0.1),  # zeroes a tenth of the numbers at random in training: rely on none alone
             nn.Linear(64 * 2 * 2, 10),  # 10 logits
         )
-        # Batch norm brings whatever a convolution returns to one scale, so the size of the first weights does not
-        # matter to the output. But a step changes small weights by a larger share, and so they learn faster.
+        # Batch norm rescales what a convolution without bias returns, so the size of its weights does not matter to
+        # the output. But a step changes small weights by a larger share: 0.01 (usual: 0.02 to 0.1) learns faster.
         for layer in self.layers:
             if isinstance(layer, nn.Conv2d) and layer.bias is None:
                 nn.init.normal_(layer.weight, std=0.01)
 
     def forward(self, images):
-        """Return the logits, shape (N, 10), of images, shape (N, 1, 28, 28), in [0, 1]."""
+        """Return the logits, shape (N, 10), of images, shape (N, 1, 28, 28), in [0, 1]; model(images) calls this."""
         return self.layers(images)
 
 
 def augment(images, scale=0.1, slant=0.2, shift=1):
-    """Scale, slant, turn and shift (by pixels) images (N, 1, 28, 28), each at random, so that none comes twice."""
+    """Scale, slant and shift images (N, 1, 28, 28) at random, so that none comes twice; two slants make a turn."""
     limits = torch.tensor([[scale, slant, 2 * shift / 28], [slant, scale, 2 * shift / 28]])
-    matrices = torch.eye(2, 3) + limits * torch.empty(len(images), 2, 3).uniform_(-1, 1)  # an affine map per image
-    grid = F.affine_grid(matrices.to(images.device), images.shape, align_corners=False)  # where each pixel is from
+    # A matrix per image says where its pixels come from, in coordinates from -1 to 1; torch.eye changes nothing.
+    matrices = torch.eye(2, 3) + limits * torch.empty(len(images), 2, 3).uniform_(-1, 1)
+    grid = F.affine_grid(matrices.to(images.device), images.shape, align_corners=False)
     return F.grid_sample(images, grid, align_corners=False)
 
 
 def train(model, loader, optimizer, scheduler, epoch, epochs, log_interval):
     """Train for one epoch, log the loss, and return the loss of each batch, shape (batches,), on the CPU."""
-    model.train()  # turns dropout on, and lets batch norm measure the images
+    model.train()  # dropout on; batch norm measures mean and deviation
     losses = []
     for batch, (images, labels) in enumerate(loader, start=1):
         images = augment(images)
         optimizer.zero_grad()  # forget the last batch's gradients: backward adds to what is there
         logits = model(images)
         loss = criterion(logits, labels)
-        loss.backward()  # the gradient: for each weight, how the loss changes when the weight grows
+        loss.backward()  # stores in each weight its gradient: how the loss changes when the weight grows
         optimizer.step()  # change each weight a little, against its gradient
-        scheduler.step()  # lower the learning rate a little
-        losses.append(loss.detach())  # without its gradient; .item() would make the loop wait for a GPU
+        scheduler.step()  # after the first 30% of the steps, lower the learning rate a little
+        losses.append(loss.detach())  # the number alone; .item() would wait for a GPU in every step
         if batch % log_interval == 0:
             print(f"epoch {epoch}/{epochs}  batch {batch:3}/{len(loader)}  loss {loss.item():.4f}", flush=True)
     return torch.stack(losses).cpu()
@@ -118,7 +118,7 @@ def train(model, loader, optimizer, scheduler, epoch, epochs, log_interval):
 @torch.inference_mode()  # no gradients are needed here
 def evaluate(model, loader):
     """Return the loss averaged over all images, how many are right, and the probabilities, shape (images, 10)."""
-    model.eval()  # turns dropout off, and lets batch norm use what it measured in training
+    model.eval()  # dropout off; batch norm uses what it measured in training
     total_loss, correct, probabilities = 0, 0, []
     for images, labels in loader:
         logits = model(images)
@@ -138,9 +138,9 @@ def main(argv=None):
     torch.manual_seed(args.seed)
     train_loader, test_loader = make_loaders(mnist, args.batch_size, args.device, args.validate)
     model = CNN().to(args.device, memory_format=torch.channels_last)  # this order in memory is faster on a CPU
-    # betas: how long Adam remembers gradients and their squares. 0.999, as usual, is too long for five epochs.
+    # Adam averages past gradients and their squares, as long as its betas say; the usual 0.999 is too slow here.
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, betas=(0.9, 0.99))
-    steps = args.epochs * len(train_loader)
+    steps = args.epochs * len(train_loader)  # the rate is lr times 1 for 30% of them, then decays linearly to 0
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1, (1 - step / steps) / 0.7))
     split, use = ("validation", "validation") if args.validate else ("test", "testing")
     count = len(test_loader.dataset)
@@ -166,7 +166,7 @@ def main(argv=None):
     return accuracy
 
 
-# THE STORY ENDS HERE. What follows serves it: plots, own digits, the pad, the command line, guards against damage.
+# THE STORY ENDS HERE. What follows serves it: plots, own digits, the pad, the command line, and checks of files.
 
 
 def plot_loss_curves(history, split):
@@ -205,14 +205,14 @@ def plot_readings(readings):
     for (left, middle, right), (name, picture, image, probabilities) in zip(grid.reshape(-1, 3), readings):
         left.imshow(picture.movedim(0, -1).clamp(0, 1), cmap="gray")
         middle.imshow(image[0], cmap="gray_r")
-        middle.set_title(name, fontsize=8)
+        middle.set_title(name, fontsize=8, parse_math=False)
         right.bar(range(10), probabilities, tick_label=range(10))
         right.set(ylim=(0, 1), frame_on=True)
     return figure
 
 
 def read_picture(path):
-    """Return a file's picture, float32 (channels, H, W) up to 1, upright; raise ValueError where it can't be read."""
+    """Return a file's picture, float32 (channels, H, W) up to 1, upright; raise ValueError if it can't be read."""
     try:
         with Image.open(path) as image:
             image.draft(None, (1600, 1600))  # a JPEG can be decoded at a fraction of its size
@@ -221,7 +221,7 @@ def read_picture(path):
         with suppress(Exception):  # where only the EXIF is damaged, the picture is read without it
             image = ImageOps.exif_transpose(image)
     except Exception as error:  # decoders raise whatever they like
-        raise ValueError(f"it can't be read ({error}): name a whole picture, and save HEIC as JPEG") from error
+        raise ValueError(f"it can't be read ({error}); name a whole picture, and save HEIC as JPEG") from error
     pixels = pil_to_tensor(image)
     if len(pixels) == 1:
         return pixels / pixels.max().clamp(min=1)
@@ -254,13 +254,12 @@ def otsu_threshold(values):
 
 def find_ink(image):
     """Return how much ink each pixel of an image (H, W) may have, seen in two ways, (H, W) each."""
-    height, width = image.shape
-    radius = round(0.15 * max(height, width))  # of a square that no stroke fills
-    margin = [width // 5, width // 5, height // 5, height // 5]  # tables are there
-    # Ink is what is rare: it is dark where the middle, less its local mean, has a negative skewness.
+    radius = round(0.15 * max(image.shape))  # of a square that no stroke fills
+    margin = [image.shape[axis] // 5 for axis in (1, 1, 0, 0)]  # left, right, top, bottom: may show the desk
+    # Ink is rare: where it is dark, the middle, less its local mean, has a negative skewness.
     middle = F.pad(image, [-length for length in margin])
-    light = F.avg_pool2d(middle[None], 2 * (radius // 2) + 1, 1, radius // 2, count_include_pad=False)[0]
-    bright = image if (middle - light).pow(3).mean() > 0 else 1 - image
+    local_mean = F.avg_pool2d(middle[None], 2 * (radius // 2) + 1, 1, radius // 2, count_include_pad=False)[0]
+    bright = image if (middle - local_mean).pow(3).mean() > 0 else 1 - image
     # One way: ink is too narrow for the square (a top-hat), and is no table, frame or shadow from the border.
     narrow = bright - dilate(-dilate(-bright, radius), radius)
     narrow -= reconstruct(narrow - F.pad(F.pad(narrow, [-1] * 4), [1] * 4), narrow)
@@ -277,7 +276,7 @@ def cut_out(ink):
     parts = reconstruct(numbers, numbers.max() * near).long() * mask  # a connected component has its highest number
     digit = parts == torch.bincount(parts.flatten(), (ink * mask).flatten()).argmax()  # the component with most ink
     (top, left), (bottom, right) = (corner.tolist() for corner in digit.nonzero().aminmax(dim=0))
-    if not mask.any() or max(right - left, bottom - top) < max(ink.shape) / 25:  # nothing, or a speck
+    if not mask.any() or max(right - left, bottom - top) < max(ink.shape) / 20:  # nothing, or a speck
         return None
     ink = (ink / ink[digit].mean()).clamp(max=1) * dilate(digit.float(), 1)  # with the grey levels of its edge
     return ink[top : bottom + 1, left : right + 1]
@@ -290,7 +289,7 @@ def center(ink):
     top = round(side / 2 - ((ink.sum(dim=1) @ (torch.arange(height) + 0.5)) / ink.sum()).item())
     left = round(side / 2 - ((ink.sum(dim=0) @ (torch.arange(width) + 0.5)) / ink.sum()).item())
     image = resize(F.pad(ink[None], (left, side - width - left, top, side - height - top)), [28, 28])
-    # Thin strokes turn grey when they are scaled down: to 0.6 on average, at least (MNIST's own have 0.69).
+    # Thin strokes turn grey when they are scaled down: brighten them to 0.6 on average (MNIST's own have 0.69).
     return (image * max(1, 0.6 / image[image > 0].mean().item())).clamp(max=1)
 
 
@@ -315,35 +314,36 @@ def read_digit(model, looks):
 
 
 def predict(model, patterns, output_dir):
-    """Print which digit each picture shows, and plot how it was read; exit with status 1 if one can't be read."""
-    paths = [path for pattern in patterns for path in sorted(glob.glob(pattern)) or [pattern]]  # Windows leaves *.png
+    """Print each picture's digit, and plot how it was read; expand *.png, as Windows does not; exit 1 if any fails."""
+    paths = [path for name in patterns for path in [name] * Path(name).exists() or sorted(glob.glob(name)) or [name]]
     readings = []
     for path in paths:
         try:
-            picture = read_picture(path)
-            image, probabilities = read_digit(model, prepare(picture))
+            looks = prepare(picture := read_picture(path))
         except ValueError as error:
             print(f"{path}: {error}", file=sys.stderr)
             continue
+        image, probabilities = read_digit(model, looks)
         (first, second), (digit, other) = (values.tolist() for values in probabilities.topk(2))
         second_choice = f", or {other} ({second:.1%})" if second > 0.01 else ""
         hint = " - unsure: see predictions.png" if first < 0.5 else ""
         print(f"{path}: {digit} ({first:.1%}){second_choice}{hint}", flush=True)
-        readings.append((Path(path).name, picture[:, ::4, ::4], image, probabilities))
+        step = 1 + max(picture.shape) // 400
+        readings.append((Path(path).name, picture[:, ::step, ::step].clone(), image, probabilities))
     if readings:
         save(output_dir / "predictions.png", plot_readings(readings[:100]).savefig)
     if len(readings) < len(paths):
         sys.exit(1)
 
 
-def prepare_strokes(strokes, pen_width=2.5):  # of 28 pixels; of 2 to 3.5, 2.5 is read best
+def prepare_strokes(strokes, pen_width=2.5):  # in pixels of 28 x 28; of 2 to 3.5, 2.5 is read best
     """Return strokes, lists of points (x, y), y downward, in any unit, in MNIST's form, float32 (1, 28, 28)."""
     strokes = [torch.tensor(stroke, dtype=torch.float64) for stroke in strokes]
     low, high = torch.cat(strokes).aminmax(dim=0)
     image, radius = Image.new("L", (160, 160)), 4 * pen_width  # eight times too large: center shrinks it
     scale = (160 - 2 * radius) / (high - low).max().clamp(min=1e-9)
     for stroke in strokes:
-        # Less a trifle, so that no half is rounded up in one place and down in another.
+        # Less 1e-6, so that rounding errors do not decide whether a half is rounded up or down.
         points = [tuple(point) for point in (scale * (stroke - low) + radius - 1e-6).round().tolist()]
         ImageDraw.Draw(image).line(points, fill=255, width=round(2 * radius))
         for x, y in points:
@@ -358,7 +358,7 @@ def draw_pad(figure, model):
     seen = view.imshow(torch.zeros(28, 28), cmap="gray_r", vmin=0, vmax=1)
     strokes, pen = [], {"color": "black", "linewidth": 9, "marker": "o", "markersize": 8}
     (line,) = pad.plot([], [], **pen)
-    # Draws the stroke being written, alone: with all the rest it would take so long that points are lost.
+    # It draws the stroke being written and nothing else: to draw all takes so long that points would be lost.
     lasso = LassoSelector(pad, strokes.append, props=pen, button=1)
 
     def read(event=None):
@@ -378,7 +378,7 @@ def draw_pad(figure, model):
         strokes.clear()
         read()
 
-    timer = figure.canvas.new_timer(200, [(read, (), {})])  # the pen has rested for so many milliseconds
+    timer = figure.canvas.new_timer(200, [(read, (), {})])  # milliseconds for which the pen has rested
     timer.single_shot = True
     figure.canvas.mpl_connect("motion_notify_event", lambda event: timer.start())
     figure.canvas.mpl_connect("button_release_event", read)
@@ -391,7 +391,7 @@ def open_pad(model):
     """Open a window with the pad, or end the program with one sentence where there can be none."""
     with suppress(ImportError):  # of a back end that is not installed, or finds no display
         from matplotlib import pyplot  # only here, because it looks for a display
-        with pyplot.rc_context({"toolbar": "None"}):  # c is one of its keys
+        with pyplot.rc_context({"toolbar": "None"}):  # c is one of the toolbar's keys
             figure = pyplot.figure("mnist_cnn", figsize=(11, 5.5), layout="constrained")
         if figure.canvas.required_interactive_framework:
             draw_pad(figure, model)
@@ -413,12 +413,12 @@ def parse_args(argv=None):
     parser.add_argument("--device", choices=devices, default=DEVICE, help="where the network is trained")
     parser.add_argument("--data-dir", type=Path, default=here / DATA_DIR, help="folder of MNIST")
     parser.add_argument("--output-dir", type=Path, default=here / OUTPUT_DIR, help="folder of the weights and plots")
-    parser.add_argument("--validate", default=VALIDATE, action=argparse.BooleanOptionalAction, help="see VALIDATE")
+    parser.add_argument("--validate", default=VALIDATE, action=argparse.BooleanOptionalAction, help="hold out images")
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--predict", nargs="+", metavar="IMAGE", help="read these pictures instead")
     instead.add_argument("--draw", action="store_true", help="open a pad to write digits on instead")
     args = parser.parse_args(argv)
-    limits = {"epochs": (1, 1e6), "batch_size": (1, 60_000), "lr": (1e-38, 1e38), "seed": (0, 2**64 - 1)}
+    limits = {"epochs": (1, 1e6), "batch_size": (1, 60_000), "lr": (1e-37, 1e37), "seed": (0, 2**64 - 1)}
     for name, (least, most) in {**limits, "log_interval": (1, 1e6)}.items():
         if not least <= getattr(args, name) <= most:
             parser.error(f"argument --{name.replace('_', '-')}: must be from {least:g} to {most:g}")
@@ -440,7 +440,7 @@ def or_exit(function, *arguments):
 
 def load_mnist(data_dir):
     """Return MNIST's training and test set, unpacked or downloaded; raise ValueError where there is none."""
-    raw = Path(data_dir, MNIST.__name__, "raw")
+    raw = Path(data_dir, MNIST.__name__, "raw")  # FashionMNIST may be imported as MNIST
     try:
         raw.mkdir(parents=True, exist_ok=True)
         # torchvision checks the archives, but not what it has unpacked, of which a killed run may have left half.
@@ -460,7 +460,8 @@ def load_model(path):
     try:
         model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # torch raises whatever it likes for a damaged file
-        raise ValueError(f"{path} holds no weights of the CNN as it is now: train first ({error})") from error
+        reason = error if isinstance(error, (RuntimeError, OSError)) else "it is damaged"
+        raise ValueError(f"{path} holds no weights of the CNN as it is now: train first ({reason})") from error
     return model.eval()
 
 

@@ -1,6 +1,6 @@
 """Measure the program against PyTorch's official MNIST example. Run by hand, on a quiet machine:
 
-.venv/bin/python -m tests.benchmark --rounds 5 --seeds 10
+.venv/bin/python -m tests.benchmark --rounds 3 --seeds 10
 """
 
 import argparse
