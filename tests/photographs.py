@@ -2,7 +2,7 @@
 
 The tests read a few of each kind. By hand, after a training:
 
-.venv/bin/python -m tests.photographs --count 200
+.venv/bin/python -m tests.photographs --count 100
 """
 
 import argparse
