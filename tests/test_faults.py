@@ -78,8 +78,6 @@ def test_missing_or_damaged_data_and_no_network(content, raw, capsys, tmp_path, 
     for dataset in (MNIST, FashionMNIST):
         monkeypatch.setattr(dataset, "mirrors", ["http://127.0.0.1:9/"])  # this address refuses
         monkeypatch.setattr(mnist_cnn, "MNIST", dataset)
-        with pytest.raises(ValueError):
-            mnist_cnn.load_mnist(tmp_path / "data")
         (said,) = refusal(capsys, "--data-dir", tmp_path / "data", "--output-dir", tmp_path)
         assert str(tmp_path / "data" / dataset.__name__ / "raw") in said and all(name in said for name in ARCHIVES)
 

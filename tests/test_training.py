@@ -68,6 +68,7 @@ def test_validate(mnist, tmp_path, monkeypatch):
     monkeypatch.setattr(mnist[0], "data", mnist[0].data[-12_000:])
     monkeypatch.setattr(mnist[0], "targets", mnist[0].targets[-12_000:])
     monkeypatch.setattr(mnist_cnn, "load_mnist", lambda data_dir: mnist)
+    monkeypatch.setattr(mnist_cnn, "save", lambda path, write: None)  # which takes a second
     result, out = call("--output-dir", tmp_path, "--validate")
     _, accuracy, correct, total = reported(out, "Validation")
     assert total == 10_000 and accuracy == correct / 100 == pytest.approx(result)
@@ -104,7 +105,7 @@ def test_gradients_are_forgotten_and_dropout_is_only_in_training(loaders, monkey
     model.register_forward_hook(lambda *arguments: modes.append(model.training))
     images, labels = (part[:50] for part in next(iter(loaders[1])))
     for count in (1, 9):  # with lr=0 no weight changes, and so a batch has the same gradient whenever it comes
-        run_train(model, [(images, labels)] * count, lr=0)
+        run_train(model.eval(), [(images, labels)] * count, lr=0)
         sizes.append(model[1].weight.grad.norm().item())
     assert 0 < sizes[1] < 3 * sizes[0] and modes == [True] * 10
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images, labels), 32)  # batches of 32 and 18
