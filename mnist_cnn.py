@@ -254,16 +254,16 @@ def otsu_threshold(values):
 
 def find_ink(image):
     """Return how much ink each pixel of an image (H, W) may have, seen in two ways, (H, W) each."""
-    radius = round(0.15 * max(image.shape))  # of a square that no stroke fills
-    margin = [image.shape[axis] // 5 for axis in (1, 1, 0, 0)]  # left, right, top, bottom: may show the desk
-    # Ink is rare: where it is dark, the middle, less its local mean, has a negative skewness.
-    middle = F.pad(image, [-length for length in margin])
-    local_mean = F.avg_pool2d(middle[None], 2 * (radius // 2) + 1, 1, radius // 2, count_include_pad=False)[0]
-    bright = image if (middle - local_mean).pow(3).mean() > 0 else 1 - image
+    radius = max(image.shape) // 8  # of a square that no stroke fills
+    # Ink is rare: where it is dark, the image less its local mean has a negative skewness. The middle counts most.
+    local_mean = F.avg_pool2d(image[None], 2 * radius + 1, 1, radius, count_include_pad=False)[0]
+    weights = torch.hann_window(image.shape[0])[:, None] * torch.hann_window(image.shape[1])
+    bright = image if ((image - local_mean).pow(3) * weights).mean() > 0 else 1 - image
     # One way: ink is too narrow for the square (a top-hat), and is no table, frame or shadow from the border.
     narrow = bright - dilate(-dilate(-bright, radius), radius)
     narrow -= reconstruct(narrow - F.pad(F.pad(narrow, [-1] * 4), [1] * 4), narrow)
     # The other, for a digit that touches the border: ink is unlike most of the border, and reaches the middle.
+    margin = [image.shape[axis] // 5 for axis in (1, 1, 0, 0)]  # left, right, top, bottom: may show the table
     unlike = (image - torch.cat([image[[0, -1]].flatten(), image[:, [0, -1]].flatten()]).median()).abs()
     return narrow, reconstruct(F.pad(F.pad(unlike, [-length for length in margin]), margin), unlike)
 
@@ -307,9 +307,9 @@ def prepare(picture):
 
 @torch.inference_mode()
 def read_digit(model, looks):
-    """Return the look that the network takes for a digit more than the others, and its probabilities, (10,)."""
+    """Return the look that the network tells apart best, the one whose logits differ most, and its probabilities."""
     logits = model(looks)
-    best = logits.amax(dim=1).argmax()
+    best = (logits.amax(dim=1) - logits.amin(dim=1)).argmax()
     return looks[best], logits[best].softmax(dim=0)
 
 
@@ -401,7 +401,7 @@ def open_pad(model):
 
 def parse_args(argv=None):
     """Return the command line's flags, checked; a wrong one ends the program with exit status 2."""
-    here = Path(globals().get("__file__", "")).parent  # a notebook's cell has no file
+    here = Path(globals().get("__file__", "")).parent  # a notebook's cell has no file, and no command line
     parser = argparse.ArgumentParser(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="passes over the training images")
     parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help="images in one training step")
@@ -417,7 +417,7 @@ def parse_args(argv=None):
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--predict", nargs="+", metavar="IMAGE", help="read these pictures instead")
     instead.add_argument("--draw", action="store_true", help="open a pad to write digits on instead")
-    args = parser.parse_args(argv)
+    args = parser.parse_args(argv if "__file__" in globals() else argv or [])
     limits = {"epochs": (1, 1e6), "batch_size": (1, 60_000), "lr": (1e-37, 1e37), "seed": (0, 2**64 - 1)}
     for name, (least, most) in {**limits, "log_interval": (1, 1e6)}.items():
         if not least <= getattr(args, name) <= most:
@@ -450,8 +450,7 @@ def load_mnist(data_dir):
                 save(unpacked, lambda file: file.write_bytes(content))
         return MNIST(data_dir, train=True, download=True), MNIST(data_dir, train=False)
     except Exception as error:  # torchvision raises whatever it likes
-        names = ", ".join(name for name, _ in MNIST.resources)
-        raise ValueError(f"No {MNIST.__name__}: put the official {names} in {raw} ({error})") from error
+        raise ValueError(f"No {MNIST.__name__}: put {', '.join(dict(MNIST.resources))} in {raw} ({error})") from error
 
 
 def load_model(path):

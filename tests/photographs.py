@@ -12,7 +12,7 @@ import random
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch.nn import functional as F
 from torchvision.transforms.functional import gaussian_blur, perspective, pil_to_tensor, resize, to_pil_image
 
@@ -95,6 +95,23 @@ def bold(digit, rng):
     most = (280 * 20 / 28 / 3 - 2 * thin.item()) / 2 * 0.6
     broad = mnist_cnn.dilate(large, max(1, int(rng.uniform(0.3, 1) * most)))
     return scan(F.interpolate(broad[None, None], (56, 56), mode="area")[0, 0], rng)
+
+
+STROKES = {  # corners of a pen's way in a square of 100 x 100
+    1: [[(35, 22), (56, 0), (54, 100)]],
+    2: [[(20, 25), (32, 5), (58, 0), (78, 16), (74, 40), (20, 100)], [(20, 100), (82, 98)]],
+    3: [[(22, 8), (52, 0), (74, 14), (70, 36), (42, 46), (72, 56), (80, 80), (56, 99), (20, 92)]],
+    4: [[(52, 0), (14, 64), (88, 64)], [(66, 32), (64, 100)]],
+    7: [[(16, 4), (84, 2), (44, 100)]],
+}
+
+
+def drawn(digit, ink="#2040a0", paper="#f4e8b0", width=20):
+    """Draw a digit with ink on paper, off the middle: (3, 130, 170)."""
+    picture = Image.new("RGB", (340, 260), paper)
+    for stroke in STROKES[digit]:
+        ImageDraw.Draw(picture).line([(80 + 1.6 * x, 40 + 1.6 * y) for x, y in stroke], ink, width, joint="curve")
+    return pil_to_tensor(picture.resize((170, 130))).float() / 255
 
 
 KINDS = {

@@ -15,6 +15,17 @@ import mnist_cnn
 
 from .conftest import DATA, ROOT, call
 
+EDITS = {  # of the README's table: how often they change the file as it is, what is replaced, and by what
+    "no augmentation": (1, r"images = augment\(images\)", "pass"),
+    "no dropout": (1, r"nn\.Dropout\(.*", ""),
+    "no batch norm": (4, r"nn\.BatchNorm2d\(.*", ""),
+    "usual first weights": (1, r"nn\.init\.normal_\(.*", "pass"),
+    "constant rate": (1, r"scheduler\.step\(\).*", "pass"),
+    "SGD": (1, r"torch\.optim\.Adam\(.*", "torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)"),
+    "half width": (12, r"\b(16|32|64)(?=, 32|, 64|, kernel|\),| \* 2 \* 2)", lambda m: str(int(m[0]) // 2)),
+    "strides": (4, r"nn\.MaxPool2d\(.*|((16|16, 32), kernel_size=.)", lambda m: f"{m[1]}, stride=2" if m[1] else ""),
+}
+
 
 @pytest.fixture(scope="module")
 def loaders(mnist):
@@ -150,8 +161,7 @@ def test_flags_decide(device, small_mnist, tmp_path):
     assert runs[0][0] != runs[2][0] and runs[0][1] != runs[2][1]
 
 
-def test_mistakes(digits):
-    """The surest mistakes come first."""
+def test_surest_mistakes_come_first(digits):
     probabilities = F.one_hot(digits[1], 10) * 0.95
     for index, share in ((3, 0.6), (5, 0.8), (8, 0.7)):
         probabilities[index] = probabilities[index].roll(1) * share
@@ -184,4 +194,15 @@ def test_folders_are_beside_the_script_or_in_the_current_folder_of_a_notebook(tm
         exec(source, cell)
         args = cell["parse_args"]([])
         assert (args.data_dir, args.output_dir) == (folder / cell["DATA_DIR"], folder / cell["OUTPUT_DIR"])
-        assert args.output_dir.is_dir()
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_edits_of_the_readme(name, small_mnist, tmp_path, monkeypatch):
+    source, made = re.subn(*EDITS[name][1:], (ROOT / "mnist_cnn.py").read_text(encoding="utf-8"))
+    if made != EDITS[name][0]:
+        pytest.skip("the file is not as it was")
+    exec(source, cell := {"__name__": "cell", "__file__": mnist_cnn.__file__})
+    cell["load_mnist"] = mnist_cnn.load_mnist
+    monkeypatch.setattr(mnist_cnn, "main", cell["main"])
+    accuracy, out = call("--output-dir", tmp_path, "--log-interval", 1)
+    assert 0 <= accuracy <= 100 and len(re.findall(r"batch +\d+/10 .*loss \d", out)) == 10
