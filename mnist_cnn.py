@@ -198,7 +198,7 @@ def plot_mistakes(images, labels, probabilities, split, most=100):
 
 
 def plot_readings(readings):
-    """Return a figure of pictures, the images that the network saw of them, and its probabilities, by threes."""
+    """Return a figure of pictures, what the network saw of them, and its probabilities, at most three a row."""
     columns = min(3, len(readings))
     rows = math.ceil(len(readings) / columns)
     figure = Figure(figsize=(4 * columns, 1.8 * rows), dpi=150, layout="constrained")
