@@ -199,10 +199,10 @@ def plot_mistakes(images, labels, probabilities, split, most=100):
 
 def plot_readings(readings):
     """Return a figure of pictures, what the network saw of them, and its probabilities, at most three a row."""
-    columns = min(3, len(readings))
-    rows = math.ceil(len(readings) / columns)
-    figure = Figure(figsize=(4 * columns, 1.8 * rows), dpi=150, layout="constrained")
-    grid = figure.subplots(rows, 3 * columns, squeeze=False, subplot_kw={"frame_on": False, "xticks": [], "yticks": []})
+    across = min(3, len(readings))
+    rows = math.ceil(len(readings) / across)
+    figure = Figure(figsize=(4 * across, 1.8 * rows), dpi=150, layout="constrained")
+    grid = figure.subplots(rows, 3 * across, squeeze=False, subplot_kw={"frame_on": False, "xticks": [], "yticks": []})
     for (left, middle, right), (name, picture, image, probabilities) in zip(grid.reshape(-1, 3), readings):
         left.imshow(picture.movedim(0, -1).clamp(0, 1), cmap="gray")
         middle.imshow(image[0], cmap="gray_r")
