@@ -255,16 +255,16 @@ def otsu_threshold(values):
 
 def find_ink(image):
     """Return how much ink each pixel of an image (H, W) may have, seen in two ways, (H, W) each."""
-    radius = max(image.shape) // 8  # of a square that no stroke fills
-    # Ink is rare: where it is dark, the image less its local mean has a negative skewness. The middle counts most.
-    local_mean = F.avg_pool2d(image[None], 2 * radius + 1, 1, radius, count_include_pad=False)[0]
-    weights = torch.hann_window(image.shape[0])[:, None] * torch.hann_window(image.shape[1])
-    bright = image if ((image - local_mean).pow(3) * weights).mean() > 0 else 1 - image
+    radius, half = round(0.15 * max(image.shape)), max(image.shape) // 8  # of squares that no stroke fills
+    margin = [image.shape[axis] // 5 for axis in (1, 1, 0, 0)]  # left, right, top, bottom: may show the table
+    # Ink is rare: where it is dark, the middle, less its local mean, has a negative skewness.
+    middle = F.pad(image, [-length for length in margin])
+    local_mean = F.avg_pool2d(middle[None], 2 * half + 1, 1, half, count_include_pad=False)[0]
+    bright = image if (middle - local_mean).pow(3).mean() > 0 else 1 - image
     # One way: ink is too narrow for the square (a top-hat), and is no table, frame or shadow from the border.
     narrow = bright - dilate(-dilate(-bright, radius), radius)
     narrow -= reconstruct(narrow - F.pad(F.pad(narrow, [-1] * 4), [1] * 4), narrow)
     # The other, for a digit that touches the border: ink is unlike most of the border, and reaches the middle.
-    margin = [image.shape[axis] // 5 for axis in (1, 1, 0, 0)]  # left, right, top, bottom: may show the table
     unlike = (image - torch.cat([image[[0, -1]].flatten(), image[:, [0, -1]].flatten()]).median()).abs()
     return narrow, reconstruct(F.pad(F.pad(unlike, [-length for length in margin]), margin), unlike)
 
@@ -308,9 +308,9 @@ def prepare(picture):
 
 @torch.inference_mode()
 def read_digit(model, looks):
-    """Return the look that the network tells apart best, the one whose logits differ most, and its probabilities."""
+    """Return the look that the network takes for a digit more than the others, and its probabilities, (10,)."""
     logits = model(looks)
-    best = (logits.amax(dim=1) - logits.amin(dim=1)).argmax()
+    best = logits.amax(dim=1).argmax()
     return looks[best], logits[best].softmax(dim=0)
 
 
