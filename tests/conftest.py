@@ -47,7 +47,6 @@ def refusal(capsys, *more, status=1):
 
 @pytest.fixture(scope="session")
 def mnist():
-    """The training and the test set."""
     return mnist_cnn.load_mnist(DATA)
 
 

@@ -23,6 +23,7 @@ EDITS = {  # of the README's table: how often they change the file as it is, wha
     "constant rate": (1, r"scheduler\.step\(\).*", "pass"),
     "SGD": (1, r"torch\.optim\.Adam\(.*", "torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)"),
     "half width": (12, r"\b(16|32|64)(?=, 32|, 64|, kernel|\),| \* 2 \* 2)", lambda m: str(int(m[0]) // 2)),
+    "double width": (12, r"\b(16|32|64)(?=, 32|, 64|, kernel|\),| \* 2 \* 2)", lambda m: str(int(m[0]) * 2)),
     "strides": (4, r"nn\.MaxPool2d\(.*|((16|16, 32), kernel_size=.)", lambda m: f"{m[1]}, stride=2" if m[1] else ""),
 }
 
