@@ -15,10 +15,10 @@ import glob
 import gzip
 import math
 import sys
-import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
+from uuid import uuid4
 from matplotlib.figure import Figure
 from matplotlib.widgets import LassoSelector
 from PIL import Image, ImageDraw, ImageOps
@@ -39,11 +39,11 @@ criterion = nn.CrossEntropyLoss()  # the loss, no flag; it applies softmax itsel
 
 
 def make_loaders(mnist, batch_size, device, validate=False):
-    """Return two DataLoaders, for training and testing, of images (N, 1, 28, 28) in [0, 1] and labels (N,)."""
-    # Most tutorials hand MNIST(transform=ToTensor()) to the DataLoader, which then decodes each image again in each
-    # epoch and nearly doubles its time. Here uint8 (N, 28, 28), 0 to 255, becomes float32 once, with a channel axis.
+    """Return DataLoaders for training and testing; a batch is N images (N, 1, 28, 28) in [0, 1] and labels (N,)."""
+    # Most tutorials hand MNIST(transform=ToTensor()) to the DataLoader, which decodes each image again in each epoch
+    # and nearly doubles its time. Here all images, uint8 (N, 28, 28), become float32 once, with one channel: grey.
     train_set, test_set = (
-        TensorDataset(split.data.unsqueeze(1).to(device) / 255, split.targets.to(device)) for split in mnist
+        TensorDataset(part.data.unsqueeze(1).to(device) / 255, part.targets.to(device)) for part in mnist
     )
     if validate:
         train_set, test_set = TensorDataset(*train_set[:-10_000]), TensorDataset(*train_set[-10_000:])
@@ -78,7 +78,7 @@ class CNN(nn.Module):
             nn.Linear(64 * 2 * 2, 10),  # 10 logits
         )
         # Batch norm rescales what a convolution without bias returns, so the size of its weights does not matter to
-        # the output. But a step changes small weights by a larger share: 0.01 (usual: 0.02 to 0.1) learns faster.
+        # the output. But a step is as long for small weights as for large: 0.01 (usual: 0.02 to 0.1) learns faster.
         for layer in self.layers:
             if isinstance(layer, nn.Conv2d) and layer.bias is None:
                 nn.init.normal_(layer.weight, std=0.01)
@@ -89,9 +89,9 @@ class CNN(nn.Module):
 
 
 def augment(images, scale=0.1, slant=0.2, shift=1):
-    """Scale, slant and shift images (N, 1, 28, 28) at random, so that none comes twice; two slants make a turn."""
+    """Scale, slant and shift images (N, 1, 28, 28) at random, so that none comes twice; opposite slants are a turn."""
     limits = torch.tensor([[scale, slant, 2 * shift / 28], [slant, scale, 2 * shift / 28]])
-    # A matrix per image says where its pixels come from, in coordinates from -1 to 1; torch.eye changes nothing.
+    # A matrix per image says where its pixels come from, 28 pixels being 2 units; torch.eye(2, 3) changes nothing.
     matrices = torch.eye(2, 3) + limits * torch.empty(len(images), 2, 3).uniform_(-1, 1)
     grid = F.affine_grid(matrices.to(images.device), images.shape, align_corners=False)
     return F.grid_sample(images, grid, align_corners=False)
@@ -132,13 +132,13 @@ def main(argv=None):
     """Run the program as the flags in argv say; return the accuracy in per cent after a training, else None."""
     args = parse_args(argv)
     if args.predict or args.draw:
-        model = or_exit(load_model, args.output_dir / "mnist_cnn.pt")
+        model = or_exit(load_model, args.output_dir / "mnist_cnn.pt")  # where there are no weights, the program ends
         return open_pad(model) if args.draw else predict(model, args.predict, args.output_dir)
-    mnist = or_exit(load_mnist, args.data_dir)  # its training and test set; without them, or_exit ends the program
+    mnist = or_exit(load_mnist, args.data_dir)  # its training and test set
     torch.manual_seed(args.seed)
     train_loader, test_loader = make_loaders(mnist, args.batch_size, args.device, args.validate)
     model = CNN().to(args.device, memory_format=torch.channels_last)  # this order in memory is faster on a CPU
-    # Adam averages past gradients and their squares, as long as its betas say; the usual 0.999 is too slow here.
+    # Adam divides the mean of past gradients by the root of their mean square; the latter's usual 0.999 is slow here.
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, betas=(0.9, 0.99))
     steps = args.epochs * len(train_loader)  # the rate is lr times 1 for 30% of them, then decays linearly to 0
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1, (1 - step / steps) / 0.7))
@@ -274,7 +274,7 @@ def cut_out(ink):
     mask = ink > otsu_threshold(ink)
     near = dilate(mask.float(), max(ink.shape) // 20)  # strokes with a gap of a tenth between them belong together
     numbers = torch.arange(1.0, near.numel() + 1).view(near.shape) * near
-    parts = reconstruct(numbers, numbers.max() * near).long() * mask  # a connected component has its highest number
+    parts = reconstruct(numbers, numbers.max() * near).long() * mask  # each connected component gets its highest
     digit = parts == torch.bincount(parts.flatten(), (ink * mask).flatten()).argmax()  # the component with most ink
     (top, left), (bottom, right) = (corner.tolist() for corner in digit.nonzero().aminmax(dim=0))
     if not mask.any() or max(right - left, bottom - top) < max(ink.shape) / 20:  # nothing, or a speck
@@ -316,7 +316,7 @@ def read_digit(model, looks):
 
 def predict(model, patterns, output_dir):
     """Print each picture's digit, and plot how it was read; expand *.png, as Windows does not; exit 1 if any fails."""
-    paths = [path for name in patterns for path in [name] * Path(name).exists() or sorted(glob.glob(name)) or [name]]
+    paths = [path for name in patterns for path in glob.glob(glob.escape(name)) or sorted(glob.glob(name)) or [name]]
     readings = []
     for path in paths:
         try:
@@ -359,8 +359,7 @@ def draw_pad(figure, model):
     seen = view.imshow(torch.zeros(28, 28), cmap="gray_r", vmin=0, vmax=1)
     strokes, pen = [], {"color": "black", "linewidth": 9, "marker": "o", "markersize": 8}
     (line,) = pad.plot([], [], **pen)
-    # It draws the stroke being written and nothing else: to draw all takes so long that points would be lost.
-    lasso = LassoSelector(pad, strokes.append, props=pen, button=1)
+    lasso = LassoSelector(pad, strokes.append, props=pen, button=1)  # to draw all each time would lose points
 
     def read(event=None):
         written, gap = strokes + [lasso.verts] * bool(lasso.verts), (math.nan, math.nan)
@@ -375,16 +374,12 @@ def draw_pad(figure, model):
         bars.set(ylim=(0, 1), title=f"{probabilities.argmax()} ({probabilities.max():.1%})" if written else "")
         figure.canvas.draw_idle()
 
-    def clear():
-        strokes.clear()
-        read()
-
     timer = figure.canvas.new_timer(200, [(read, (), {})])  # milliseconds for which the pen has rested
     timer.single_shot = True
     figure.canvas.mpl_connect("motion_notify_event", lambda event: timer.start())
     figure.canvas.mpl_connect("button_release_event", read)
-    figure.canvas.mpl_connect("button_press_event", lambda event: clear() if event.button == 3 else None)
-    figure.canvas.mpl_connect("key_press_event", lambda event: clear() if event.key == "c" else None)
+    figure.canvas.mpl_connect("button_press_event", lambda event: read(strokes.clear()) if event.button == 3 else None)
+    figure.canvas.mpl_connect("key_press_event", lambda event: read(strokes.clear()) if event.key == "c" else None)
     read()
 
 
@@ -410,7 +405,7 @@ def parse_args(argv=None):
     parser.add_argument("--seed", type=int, default=SEED, help="start of the random numbers")
     parser.add_argument("--log-interval", type=int, default=LOG_INTERVAL, help="batches between logged losses")
     gpus = ["cuda"] + [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-    devices = ["cpu"] + gpus * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
+    devices = ["cpu"] + gpus * torch.cuda.is_available()  # Apple's mps has no bicubic grid_sample in older versions
     parser.add_argument("--device", choices=devices, default=DEVICE, help="where the network is trained")
     parser.add_argument("--data-dir", type=Path, default=here / DATA_DIR, help="folder of MNIST")
     parser.add_argument("--output-dir", type=Path, default=here / OUTPUT_DIR, help="folder of the weights and plots")
@@ -425,7 +420,8 @@ def parse_args(argv=None):
             parser.error(f"argument --{name.replace('_', '-')}: must be from {least:g} to {most:g}")
     try:
         args.output_dir.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryDirectory(dir=args.output_dir).cleanup()
+        (probe := args.output_dir / uuid4().hex).touch()
+        probe.unlink()
     except OSError as error:  # now, and not after the training
         sys.exit(f"mnist_cnn.py: Can't write to {args.output_dir} ({error.strerror}): choose another --output-dir.")
     return args
@@ -448,7 +444,7 @@ def load_mnist(data_dir):
         for name in (name for name, md5 in MNIST.resources if check_integrity(raw / name, md5)):
             content, unpacked = gzip.decompress((raw / name).read_bytes()), raw / name.removesuffix(".gz")
             if not unpacked.exists() or unpacked.read_bytes() != content:
-                save(unpacked, lambda file: file.write_bytes(content))
+                save(unpacked, lambda file: file.write(content))
         return MNIST(data_dir, train=True, download=True), MNIST(data_dir, train=False)
     except Exception as error:  # torchvision raises whatever it likes
         raise ValueError(f"No {MNIST.__name__}: put {', '.join(dict(MNIST.resources))} in {raw} ({error})") from error
@@ -467,9 +463,13 @@ def load_model(path):
 
 def save(path, write):
     """Let write(file) fill a file beside path, which then replaces path: it appears whole or not at all."""
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        write(Path(folder, path.name))
-        Path(folder, path.name).replace(path)
+    part = path.with_name(uuid4().hex)
+    try:
+        with part.open("xb") as file:
+            write(file)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

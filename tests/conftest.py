@@ -11,6 +11,7 @@ import pytest
 
 import mnist_cnn
 
+os.environ["PYTHONWARNINGS"] = "ignore:CUDA initialization"  # what torch says of an old driver; stderr is looked at
 ROOT = Path(__file__).parent.parent
 DATA = ROOT / "data"
 # Every flag but --output-dir, so that the constants of the program may be edited; a later flag overrides an earlier.

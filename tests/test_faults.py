@@ -115,7 +115,7 @@ def test_failure_in_the_training(name, function, error, words, small_mnist, earl
     with pytest.raises(error, match=words):
         call("--output-dir", earlier)
     with pytest.raises(TypeError):  # and a failure while a file is written
-        mnist_cnn.save(earlier / "mnist_cnn.pt", lambda file: file.write_bytes(b"half") + "")
+        mnist_cnn.save(earlier / "mnist_cnn.pt", lambda file: file.write(b"half") + "")
 
 
 TRAP = b"cbuiltins\nexec\n(S'import mnist_cnn; mnist_cnn.trapped = True'\ntR."  # runs code where it is unpickled

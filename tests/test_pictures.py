@@ -94,7 +94,8 @@ def test_turned_camera_and_damaged_exif(tmp_path):
 
 def test_predict(model, trained, tmp_path, capsys):
     """Each good picture has its line on stdout, in their order, and each of the others its line on stderr."""
-    good, bad = [tmp_path / "7.png", tmp_path / "3.png"], [tmp_path / "bad.jpg", tmp_path / "blank.gif"]
+    names = ("7.png", "3.png"), ("bad.jpg", "blank.gif", "x" * 300)
+    good, bad = ([tmp_path / name for name in part] for part in names)
     for path in good:
         to_pil_image(drawn(int(path.stem))).save(path)
     bad[0].write_text("not a picture")
@@ -106,7 +107,7 @@ def test_predict(model, trained, tmp_path, capsys):
         assert line.startswith(f"{path}: {probabilities.argmax()} ({probabilities.max():.1%})")
     assert result is None and (tmp_path / "predictions.png").exists()
     os.remove(tmp_path / "predictions.png")
-    lines = refusal(capsys, "--output-dir", tmp_path, "--predict", bad[0], *good, bad[1])
+    lines = refusal(capsys, "--output-dir", tmp_path, "--predict", bad[0], *good, *bad[1:])
     assert all(line.startswith(f"{path}: ") for line, path in zip(lines, bad, strict=True))
     assert len(Image.open(tmp_path / "predictions.png").convert("RGB").getcolors(2**24)) > 50
 
