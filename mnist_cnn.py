@@ -94,7 +94,7 @@ def augment(images, scale=0.1, slant=0.2, shift=1):
     # A matrix per image says where its pixels come from, 28 pixels being 2 units; torch.eye(2, 3) changes nothing.
     matrices = torch.eye(2, 3) + limits * torch.empty(len(images), 2, 3).uniform_(-1, 1)
     grid = F.affine_grid(matrices.to(images.device), images.shape, align_corners=False)
-    return F.grid_sample(images, grid, align_corners=False)
+    return F.grid_sample(images, grid, mode="bicubic", align_corners=False)  # the usual bilinear would blur strokes
 
 
 def train(model, loader, optimizer, scheduler, epoch, epochs, log_interval):
