@@ -138,7 +138,7 @@ def main(argv=None):
     torch.manual_seed(args.seed)
     train_loader, test_loader = make_loaders(mnist, args.batch_size, args.device, args.validate)
     model = CNN().to(args.device, memory_format=torch.channels_last)  # this order in memory is faster on a CPU
-    # Adam divides the mean of past gradients by the root of their mean square; the latter's usual 0.999 is slow here.
+    # Adam divides the mean of past gradients by the root of their mean square; with the usual 0.999 that root lags.
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, betas=(0.9, 0.99))
     steps = args.epochs * len(train_loader)  # the rate is lr times 1 for 30% of them, then decays linearly to 0
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1, (1 - step / steps) / 0.7))
@@ -463,7 +463,7 @@ def load_model(path):
 
 def save(path, write):
     """Let write(file) fill a file beside path, which then replaces path: it appears whole or not at all."""
-    part = path.with_name(uuid4().hex)
+    part = path.with_name(uuid4().hex)  # tempfile would retry for ever where Windows lets nobody write
     try:
         with part.open("xb") as file:
             write(file)
