@@ -1,7 +1,6 @@
-"""Train a small convolutional neural network (CNN) on MNIST's handwritten digits, test it, let it read your own.
+"""Train a small convolutional neural network (CNN) on MNIST's handwritten digits, test it, and let it read yours.
 
-Read from the top: constants, data, network, training, testing, program. A line says where the story ends.
-"""
+Read from the top: constants, data, network, training, testing, the run. A comment marks where the story ends."""
 
 import torch
 from torch import nn
@@ -9,44 +8,48 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.datasets import MNIST
 
-# Mostly for the second half of the file: the command line, files, plots and pictures.
+# Mostly for the second half of the file: plots, pictures, files and the command line.
 import argparse
 import glob
-import gzip
+import io
 import math
+import shutil
 import sys
 import time
 from contextlib import suppress
+from os.path import exists, expanduser
 from pathlib import Path
-from uuid import uuid4
+from tempfile import TemporaryDirectory
 from matplotlib.figure import Figure
 from matplotlib.widgets import LassoSelector
 from PIL import Image, ImageDraw, ImageOps
 from torchvision.datasets.utils import check_integrity
 from torchvision.transforms.functional import pil_to_tensor, resize
 
-# Each constant in capitals is the default of the flag of the same name (--epochs, --batch-size, ...).
+# Each constant in capitals is the default of a command-line flag: python mnist_cnn.py --epochs 3 --batch-size 64 ...
 EPOCHS = 5  # passes over the training images
 BATCH_SIZE = 100  # images in one training step
-LR = 1e-3  # learning rate at the start: how far a step changes the weights; it decays to zero
+LR = 1e-3  # learning rate at the start: how far a step changes the weights; run lets it fall to zero
 SEED = 0  # seed of the random numbers: on one CPU, the same seed gives the same result
 LOG_INTERVAL = 20  # batches from one logged loss to the next
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # where the network is trained
 DATA_DIR = "data"  # beside this file; holds MNIST, or gets the download
 OUTPUT_DIR = "outputs"  # beside this file; gets the weights and the plots
 VALIDATE = False  # to choose between designs: test on 10,000 held-out training images, not on the test images
-criterion = nn.CrossEntropyLoss()  # the loss, no flag; it applies softmax itself, so the network must not
+criterion = nn.CrossEntropyLoss()  # the loss; it applies softmax, which makes probabilities, so the network must not
 
 
 def make_loaders(mnist, batch_size, device, validate=False):
     """Return DataLoaders for training and testing; a batch is N images (N, 1, 28, 28) in [0, 1] and labels (N,)."""
     # Most tutorials hand MNIST(transform=ToTensor()) to the DataLoader, which decodes each image again in each epoch
-    # and nearly doubles its time. Here all images, uint8 (N, 28, 28), become float32 once, with one channel: grey.
-    train_set, test_set = (
-        TensorDataset(part.data.unsqueeze(1).to(device) / 255, part.targets.to(device)) for part in mnist
-    )
+    # and nearly doubles its time. Here all are decoded at once, from 0 to 255 into [0, 1]; unsqueeze adds the channel.
+    train_images, test_images = [split.data.unsqueeze(1).to(device) / 255 for split in mnist]
+    train_labels, test_labels = [split.targets.to(device) for split in mnist]
     if validate:
-        train_set, test_set = TensorDataset(*train_set[:-10_000]), TensorDataset(*train_set[-10_000:])
+        train_images, test_images = train_images[:-10_000], train_images[-10_000:]
+        train_labels, test_labels = train_labels[:-10_000], train_labels[-10_000:]
+    train_set, test_set = TensorDataset(train_images, train_labels), TensorDataset(test_images, test_labels)
+    # Shuffling makes new batches in each epoch; always the same ones would pull the weights the same way each time.
     return DataLoader(train_set, batch_size, shuffle=True), DataLoader(test_set, batch_size)
 
 
@@ -55,163 +58,168 @@ class CNN(nn.Module):
 
     def __init__(self):
         super().__init__()
-        # The comments give the shape of one image after the layer: channels x height x width. A convolution makes a
-        # height of h into h - kernel_size + 1 + 2 * padding (a border of zeros); max-pooling halves it, and comes
-        # first to leave batch norm and ReLU a quarter of the pixels. bias=False: batch norm adds its own bias.
+        # The comment beside a layer gives one image's shape after it, channels x height x width. A convolution looks
+        # for patterns, and a channel is a map of where one was found. Batch norm brings each map to one mean and
+        # deviation, and adds a learned number: so the convolutions need none (bias=False). ReLU sets negatives to 0.
         self.layers = nn.Sequential(
-            nn.Conv2d(1, 16, kernel_size=5, bias=False),  # 16 x 24 x 24, from 1 x 28 x 28
-            nn.MaxPool2d(2),  # 16 x 12 x 12
+            nn.Conv2d(1, 16, kernel_size=5, bias=False),  # 16 x 24 x 24: a window of 5 fits 24 times into 28
+            nn.MaxPool2d(2),  # 16 x 12 x 12; placed here it saves time: the next two have a quarter of the work
             nn.BatchNorm2d(16),
             nn.ReLU(),
-            nn.Conv2d(16, 32, kernel_size=3, padding=1, bias=False),  # 32 x 12 x 12
+            nn.Conv2d(16, 32, kernel_size=3, padding=1, bias=False),  # 32 x 12 x 12: a border of zeros keeps the size
             nn.MaxPool2d(2),  # 32 x 6 x 6
             nn.BatchNorm2d(32),
             nn.ReLU(),
-            nn.Conv2d(32, 64, kernel_size=3, bias=False),  # 64 x 4 x 4
+            nn.Conv2d(32, 64, kernel_size=3, bias=False),  # 64 x 4 x 4: without the border it shrinks by itself
             nn.BatchNorm2d(64),
             nn.ReLU(),
             nn.Conv2d(64, 64, kernel_size=3, bias=False),  # 64 x 2 x 2
             nn.BatchNorm2d(64),
             nn.ReLU(),
             nn.Flatten(),  # 256
-            nn.Dropout(0.1),  # zeroes a tenth of the numbers at random in training: rely on none alone
+            nn.Dropout(0.1),  # in training, zeroes a tenth at random, so that the network relies on no single one
             nn.Linear(64 * 2 * 2, 10),  # 10 logits
         )
-        # Batch norm rescales what a convolution without bias returns, so the size of its weights does not matter to
-        # the output. But a step is as long for small weights as for large: 0.01 (usual: 0.02 to 0.1) learns faster.
+        # Weights half as large change nothing here, since batch norm rescales the output. But the optimizer, Adam,
+        # takes steps of about one size, which change small weights more: 0.01 (usual: 0.02 to 0.1) learns faster.
         for layer in self.layers:
             if isinstance(layer, nn.Conv2d) and layer.bias is None:
                 nn.init.normal_(layer.weight, std=0.01)
 
     def forward(self, images):
-        """Return the logits, shape (N, 10), of images, shape (N, 1, 28, 28), in [0, 1]; model(images) calls this."""
+        """Return the logits (N, 10) of images (N, 1, 28, 28), about 0 to 1; model(images) calls this."""
         return self.layers(images)
 
 
-def augment(images, scale=0.1, slant=0.2, shift=1):
-    """Scale, slant and shift images (N, 1, 28, 28) at random, so that none comes twice; opposite slants are a turn."""
-    limits = torch.tensor([[scale, slant, 2 * shift / 28], [slant, scale, 2 * shift / 28]])
-    # A matrix per image says where its pixels come from, 28 pixels being 2 units; torch.eye(2, 3) changes nothing.
+def augment(images, stretch=0.1, slant=0.2, shift=1):
+    """Return images (N, 1, 28, 28) distorted at random, so that none is seen twice; some values leave [0, 1]."""
+    # Each pixel (x, y) is looked up at another place: (a * x + b * y + c, d * x + e * y + f). torch.eye(2, 3), with
+    # a = e = 1, changes nothing. What is added, a random matrix per image, changes width and height by up to a tenth
+    # (a, e), slants rows and columns by up to 1 in 5 (b, d), and moves the image by up to a pixel (c, f).
+    limits = torch.tensor([[stretch, slant, 2 * shift / 28], [slant, stretch, 2 * shift / 28]])  # x goes from -1 to 1
     matrices = torch.eye(2, 3) + limits * torch.empty(len(images), 2, 3).uniform_(-1, 1)
     grid = F.affine_grid(matrices.to(images.device), images.shape, align_corners=False)
     return F.grid_sample(images, grid, mode="bicubic", align_corners=False)  # the usual bilinear would blur strokes
 
 
 def train(model, loader, optimizer, scheduler, epoch, epochs, log_interval):
-    """Train for one epoch, log the loss, and return the loss of each batch, shape (batches,), on the CPU."""
-    model.train()  # dropout on; batch norm measures mean and deviation
-    losses = []
-    for batch, (images, labels) in enumerate(loader, start=1):
+    """Train for one epoch, log the loss; return each batch's loss and accuracy in per cent, shape (batches,) each."""
+    model.train()  # dropout on; batch norm measures each map's mean and deviation in the batch
+    losses, accuracies = [], []
+    for number, (images, labels) in enumerate(loader, start=1):
         images = augment(images)
         optimizer.zero_grad()  # forget the last batch's gradients: backward adds to what is there
         logits = model(images)
         loss = criterion(logits, labels)
         loss.backward()  # stores in each weight its gradient: how the loss changes when the weight grows
         optimizer.step()  # change each weight a little, against its gradient
-        scheduler.step()  # after the first 30% of the steps, lower the learning rate a little
-        losses.append(loss.detach())  # the number alone; .item() would wait for a GPU in every step
-        if batch % log_interval == 0:
-            print(f"epoch {epoch}/{epochs}  batch {batch:3}/{len(loader)}  loss {loss.item():.4f}", flush=True)
-    return torch.stack(losses).cpu()
+        scheduler.step()  # set the learning rate of the next step
+        losses.append(loss.detach())  # the number alone: what backward needed can be forgotten
+        accuracies.append(100 * (logits.argmax(dim=1) == labels).float().mean())
+        if number % log_interval == 0:
+            print(f"epoch {epoch}/{epochs}  batch {number:3}/{len(loader)}  loss {loss.item():.4f}", flush=True)
+    return torch.stack(losses).cpu(), torch.stack(accuracies).cpu()  # at the end, as .cpu() waits for a GPU to finish
 
 
-@torch.inference_mode()  # no gradients are needed here
+@torch.inference_mode()  # no gradients are needed here, so nothing is kept for them
 def evaluate(model, loader):
     """Return the loss averaged over all images, how many are right, and the probabilities, shape (images, 10)."""
     model.eval()  # dropout off; batch norm uses what it measured in training
     total_loss, correct, probabilities = 0, 0, []
     for images, labels in loader:
         logits = model(images)
-        total_loss += criterion(logits, labels) * len(labels)  # a mean becomes a sum: the last batch may be smaller
+        total_loss += criterion(logits, labels) * len(labels)  # a sum again: the last batch may be smaller
         correct += (logits.argmax(dim=1) == labels).sum()
         probabilities.append(logits.softmax(dim=1))
     return total_loss.item() / len(loader.dataset), correct.item(), torch.cat(probabilities)
 
 
-def main(argv=None):
-    """Run the program as the flags in argv say; return the accuracy in per cent after a training, else None."""
-    args = parse_args(argv)
-    if args.predict or args.draw:
-        model = or_exit(load_model, args.output_dir / "mnist_cnn.pt")  # where there are no weights, the program ends
-        return open_pad(model) if args.draw else predict(model, args.predict, args.output_dir)
-    mnist = or_exit(load_mnist, args.data_dir)  # its training and test set
+def run(args):
+    """Train and test as args, main's flags, say; save the weights and plots; return the accuracy in per cent."""
+    mnist = load_mnist(args.data_dir)  # its training and its test set
     torch.manual_seed(args.seed)
     train_loader, test_loader = make_loaders(mnist, args.batch_size, args.device, args.validate)
+    torch.backends.nnpack.set_flags(False)  # for Macs: PyTorch's use of NNPACK there is nearly three times as slow
     model = CNN().to(args.device, memory_format=torch.channels_last)  # this order in memory is faster on a CPU
-    # Adam divides the mean of past gradients by the root of their mean square; with the usual 0.999 that root lags.
+    # Adam divides gradients by their size, averaged over about 100 steps: 1 / (1 - 0.99). The usual 1,000 would lag.
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, betas=(0.9, 0.99))
-    steps = args.epochs * len(train_loader)  # the rate is lr times 1 for 30% of them, then decays linearly to 0
+    steps = args.epochs * len(train_loader)  # the learning rate is lr for 30% of them, then falls in a line to 0
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1, (1 - step / steps) / 0.7))
-    split, use = ("validation", "validation") if args.validate else ("test", "testing")
-    count = len(test_loader.dataset)
+    split, count = "validation" if args.validate else "test", len(test_loader.dataset)
     print(f"device: {args.device}")
-    print(f"images: {len(train_loader.dataset):,} for training, {count:,} for {use}")
+    print(f"images: {len(train_loader.dataset):,} for training, {count:,} for the {split}")
     print(f"parameters: {sum(parameter.numel() for parameter in model.parameters()):,}", flush=True)
     history = []
     for epoch in range(1, args.epochs + 1):
         start = time.perf_counter()
-        losses = train(model, train_loader, optimizer, scheduler, epoch, args.epochs, args.log_interval)
+        losses, accuracies = train(model, train_loader, optimizer, scheduler, epoch, args.epochs, args.log_interval)
         test_loss, correct, probabilities = evaluate(model, test_loader)
         train_loss, accuracy = losses.mean().item(), 100 * correct / count
         if not math.isfinite(train_loss + test_loss):
             sys.exit(f"mnist_cnn.py: The loss is not finite after epoch {epoch}: lower --lr (nothing was saved).")
-        results = f"training loss {train_loss:.4f}  {split} loss {test_loss:.4f}  {split} accuracy {accuracy:.2f}%"
-        print(f"epoch {epoch}/{args.epochs}  {results}  {time.perf_counter() - start:.1f} s", flush=True)
-        history.append((losses, test_loss))
+        history.append((losses, accuracies, test_loss, accuracy))
+        results = f"training loss {train_loss:.4f}, accuracy {accuracies.mean():.2f}%  "
+        results += f"{split} loss {test_loss:.4f}, accuracy {accuracy:.2f}%  {time.perf_counter() - start:.1f} s"
+        print(f"epoch {epoch}/{args.epochs}  {results}", flush=True)
     print(f"{split.capitalize()}: average loss {test_loss:.4f}, accuracy {accuracy:.2f}% ({correct}/{count})")
-    save(args.output_dir / "mnist_cnn.pt", lambda file: torch.save(model.state_dict(), file))
-    save(args.output_dir / "loss_curves.png", plot_loss_curves(history, split).savefig)
-    save(args.output_dir / "mistakes.png", plot_mistakes(*test_loader.dataset.tensors, probabilities, split).savefig)
-    print(f"Saved mnist_cnn.pt, loss_curves.png and mistakes.png in {args.output_dir}")
+    saved = [
+        save(args.output_dir / "mnist_cnn.pt", model.state_dict()),
+        save(args.output_dir / "loss_curves.png", plot_curves(history, split)),
+        save(args.output_dir / "mistakes.png", plot_mistakes(*test_loader.dataset.tensors, probabilities, split)),
+    ]
+    if not all(saved):
+        sys.exit(1)  # save has already said why
+    print(f"Saved mnist_cnn.pt, loss_curves.png and mistakes.png in {args.output_dir}", flush=True)
     return accuracy
 
 
-# THE STORY ENDS HERE. What follows serves it: plots, own digits, the pad, the command line, and checks of files.
-
-
-def plot_loss_curves(history, split):
-    """Return a figure of each epoch's losses, one per batch, and its test loss."""
-    losses, test_losses = zip(*history)
-    epochs, every = range(1, len(history) + 1), torch.cat(losses)
-    axes = Figure(figsize=(8, 4), dpi=150, layout="constrained").subplots()
-    axes.plot(torch.arange(1, len(every) + 1) / len(losses[0]), every, alpha=0.4, label="training, each batch")
-    axes.plot(epochs, [loss.mean() for loss in losses], "o-", color="C0", label="training, mean of the epoch")
-    axes.plot(epochs, test_losses, "o-", color="C1", label=f"{split}, after each epoch")
-    axes.set(xlabel="epoch", ylabel="cross-entropy loss", yscale="log")
-    axes.legend()
-    return axes.figure
-
+# THE STORY ENDS HERE. What follows serves it, section by section; read what you need, and skip the rest.
+# Plots: each function makes a figure of the story's results; nothing else depends on it.
+def plot_curves(history, split):
+    """Return a figure of the losses and accuracies that train and evaluate measured in each epoch."""
+    losses, accuracies, test_losses, test_accuracies = zip(*history)
+    figure = Figure(figsize=(8, 7), dpi=150, layout="constrained")
+    upper, lower = figure.subplots(2, sharex=True)
+    for axes, batches, tests in ((upper, losses, test_losses), (lower, accuracies, test_accuracies)):
+        size = math.ceil(len(history) * len(batches[0]) / 150)  # more than 150 points would make a carpet, not a line
+        points = [part.mean().item() for part in torch.cat(batches).split(size)]
+        epochs = [(index + 0.5) * size / len(batches[0]) for index in range(len(points))]
+        axes.plot(epochs, points, label=f"training, mean of {size} batches")
+        axes.plot(range(1, len(tests) + 1), tests, "o-", label=f"{split}, after each epoch")
+    upper.set(ylabel="cross-entropy loss", yscale="log")
+    upper.legend()
+    lower.set(xlabel="epoch", ylabel="accuracy (%)", ylim=(sorted(points)[len(points) // 20] - 1, 100.1))
+    return figure
 
 def plot_mistakes(images, labels, probabilities, split, most=100):
     """Return a figure of the misclassified images, most confident first, by their probabilities (N, 10)."""
     probability, digit = probabilities.max(dim=1)
     wrong = (digit != labels).nonzero().flatten()
     worst = wrong[probability[wrong].argsort(descending=True)][:most]
-    rows = math.ceil(len(worst) / 10) or 1
+    rows = max(1, math.ceil(len(worst) / 10))
     figure = Figure(figsize=(11, 1.3 * rows + 0.6), dpi=150, layout="constrained")
     figure.suptitle(f"{len(wrong)} of {len(labels):,} {split} images are misclassified, the surest mistakes first")
     grid = figure.subplots(rows, 10, subplot_kw={"frame_on": False, "xticks": [], "yticks": []})
     for axes, index in zip(grid.flat, worst):
-        axes.imshow(images[index, 0].cpu(), cmap="gray_r")
+        axes.imshow(images[index, 0].cpu().numpy(), cmap="gray_r")
         axes.set_title(f"said {digit[index]} ({probability[index]:.0%})\nis {labels[index]}", fontsize=8)
     return figure
 
-
 def plot_readings(readings):
-    """Return a figure of pictures, what the network saw of them, and its probabilities, at most three a row."""
+    """Return a figure of pictures, what the network saw of each, and its probabilities, three pictures a row."""
     across = min(3, len(readings))
     rows = math.ceil(len(readings) / across)
     figure = Figure(figsize=(4 * across, 1.8 * rows), dpi=150, layout="constrained")
     grid = figure.subplots(rows, 3 * across, squeeze=False, subplot_kw={"frame_on": False, "xticks": [], "yticks": []})
     for (left, middle, right), (name, picture, image, probabilities) in zip(grid.reshape(-1, 3), readings):
-        left.imshow(picture.movedim(0, -1).clamp(0, 1), cmap="gray")
-        middle.imshow(image[0], cmap="gray_r")
+        left.imshow(picture.movedim(0, -1).clamp(0, 1).numpy(), cmap="gray")
+        middle.imshow(image[0].numpy(), cmap="gray_r")
         middle.set_title(name, fontsize=8, parse_math=False)
-        right.bar(range(10), probabilities, tick_label=range(10))
+        right.bar(range(10), probabilities.tolist(), tick_label=range(10))
         right.set(ylim=(0, 1), frame_on=True)
     return figure
 
-
+# Own digits: from a file to an image like MNIST's, which the network can read. Start with predict and prepare.
 def read_picture(path):
     """Return a file's picture, float32 (channels, H, W) up to 1, upright; raise ValueError if it can't be read."""
     try:
@@ -219,73 +227,67 @@ def read_picture(path):
             image.draft(None, (1600, 1600))  # a JPEG can be decoded at a fraction of its size
             image = image.convert("F" if image.mode[0] in "IF" else "RGBA")  # F: more than 8 bits a channel
             image.thumbnail((1600, 1600))
-        with suppress(Exception):  # where only the EXIF is damaged, the picture is read without it
             image = ImageOps.exif_transpose(image)
     except Exception as error:  # decoders raise whatever they like
-        raise ValueError(f"it can't be read ({error}); name a whole picture, and save HEIC as JPEG") from error
+        raise ValueError(f"it can't be read ({error}); use an intact JPEG or PNG picture") from error
     pixels = pil_to_tensor(image)
     if len(pixels) == 1:
-        return pixels / pixels.max().clamp(min=1)
+        return (pixels / pixels.max().clamp(min=1)).nan_to_num().clamp(0, 1)
     colour, opacity = pixels[:3] / 255, pixels[3:] / 255
-    # Ink on transparent paper may have any colour: there, ink is what is opaque.
-    return opacity if opacity.mean() < 0.5 else colour * opacity + 1 - opacity
-
+    return opacity if opacity.mean() < 0.5 else colour * opacity + 1 - opacity  # transparent paper: ink is opaque
 
 def dilate(image, radius):
-    """Return the highest value in a square of that radius around each pixel of an image (H, W)."""
-    rows = F.max_pool2d(image[None], (1, 2 * radius + 1), stride=1, padding=(0, radius))  # in two steps: faster
-    return F.max_pool2d(rows, (2 * radius + 1, 1), stride=1, padding=(radius, 0))[0]
+    """Return for each pixel of an image (H, W) the highest value in a square around it: what is bright grows."""
+    for _ in range(2):  # along the rows, then along the columns: much faster than all of the square at once
+        image = F.max_pool1d(image[None], 2 * radius + 1, stride=1, padding=radius)[0].T
+    return image
 
+def spread(seeds, image):
+    """Return an image (H, W) in which only what is connected to seeds, bright spots of it (H, W), is still bright."""
+    flood = torch.minimum(dilate(seeds, 1), image)  # Vincent, "Morphological Grayscale Reconstruction ...", 1993
+    while not flood.equal(seeds):  # the seeds flow on to their neighbours, but never rise above the image
+        seeds, flood = flood, torch.minimum(dilate(flood, 1), image)
+    return flood
 
-def reconstruct(seeds, bounds):
-    """Spread seeds under bounds, (H, W): Vincent, "Morphological Grayscale Reconstruction in Image Analysis", 1993."""
-    spread = torch.minimum(dilate(seeds, 1), bounds)
-    while not spread.equal(seeds):
-        seeds, spread = spread, torch.minimum(dilate(spread, 1), bounds)
-    return spread
-
-
-def otsu_threshold(values):
-    """Return what separates low from high values best: Otsu, "A Threshold Selection Method ...", 1979."""
-    values = values.flatten().double().sort().values
-    count = torch.arange(1, len(values) + 1)
-    low_mean, high_mean = values.cumsum(0) / count, (values.flip(0).cumsum(0) / count).flip(0)
-    return values[(count[:-1] * count[:-1].flip(0) * (high_mean[1:] - low_mean[:-1]) ** 2).argmax()]
-
-
-def find_ink(image):
-    """Return how much ink each pixel of an image (H, W) may have, seen in two ways, (H, W) each."""
-    radius, half = round(0.15 * max(image.shape)), max(image.shape) // 8  # of squares that no stroke fills
-    margin = [image.shape[axis] // 5 for axis in (1, 1, 0, 0)]  # left, right, top, bottom: may show the table
-    # Ink is rare: where it is dark, the middle, less its local mean, has a negative skewness.
-    middle = F.pad(image, [-length for length in margin])
-    local_mean = F.avg_pool2d(middle[None], 2 * half + 1, 1, half, count_include_pad=False)[0]
-    bright = image if (middle - local_mean).pow(3).mean() > 0 else 1 - image
-    # One way: ink is too narrow for the square (a top-hat), and is no table, frame or shadow from the border.
-    narrow = bright - dilate(-dilate(-bright, radius), radius)
-    narrow -= reconstruct(narrow - F.pad(F.pad(narrow, [-1] * 4), [1] * 4), narrow)
+def find_ink(picture):
+    """Return how much ink each pixel of a picture (channels, H, W) has, seen in two ways; raise ValueError if none."""
+    scale = 128 / max(picture.shape[1:])  # enough for a digit, and quickly searched
+    picture = resize(picture, [max(2, round(scale * length)) for length in picture.shape[1:]])
+    images = [picture.mean(dim=0), *picture]  # the one with most contrast is taken: yellow is dark in blue alone
+    contrasts = [(dilate(image, 2) + dilate(-image, 2)).max() for image in images]  # highest minus lowest nearby
+    if max(contrasts) < 0.12:  # grain and shadows have less
+        raise ValueError("the picture is empty: it must show a digit that is darker or lighter than its paper")
+    image = images[contrasts.index(max(contrasts))]
+    # Ink is rare: where it is dark, a few pixels of the middle are far below the mean around them.
+    down, across = image.shape[0] // 5, image.shape[1] // 5  # of a margin that may show the table
+    middle = slice(down, image.shape[0] - down), slice(across, image.shape[1] - across)
+    if (image[middle] - F.avg_pool2d(image[middle][None], 33, 1, 16, count_include_pad=False)[0]).pow(3).mean() < 0:
+        image = -image
+    # One way: ink is narrower than a square of 39 x 39 (a top-hat), and no table or shadow at the border.
+    narrow = image - dilate(-dilate(-image, 19), 19)
+    narrow -= spread(narrow - F.pad(narrow[1:-1, 1:-1], [1] * 4), narrow)
     # The other, for a digit that touches the border: ink is unlike most of the border, and reaches the middle.
-    unlike = (image - torch.cat([image[[0, -1]].flatten(), image[:, [0, -1]].flatten()]).median()).abs()
-    return narrow, reconstruct(F.pad(F.pad(unlike, [-length for length in margin]), margin), unlike)
-
+    unlike = (image - torch.cat([image[0], image[-1], image[:, 0], image[:, -1]]).median()).abs()
+    return narrow, spread(F.pad(unlike[middle], (across, across, down, down)), unlike)
 
 def cut_out(ink):
     """Return the digit's box, (h, w), from 0 to 1, in an image of ink (H, W); None if there is none."""
-    mask = ink > otsu_threshold(ink)
+    threshold = ink.mean()
+    for _ in range(20):  # halfway between the means of ink and paper: Ridler and Calvard, "Picture Thresholding", 1978
+        threshold = (ink[ink > threshold].mean() + ink[ink <= threshold].mean()) / 2
+    mask = ink > threshold
     near = dilate(mask.float(), max(ink.shape) // 20)  # strokes with a gap of a tenth between them belong together
-    numbers = torch.arange(1.0, near.numel() + 1).view(near.shape) * near
-    parts = reconstruct(numbers, numbers.max() * near).long() * mask  # each connected component gets its highest
-    digit = parts == torch.bincount(parts.flatten(), (ink * mask).flatten()).argmax()  # the component with most ink
-    (top, left), (bottom, right) = (corner.tolist() for corner in digit.nonzero().aminmax(dim=0))
-    if not mask.any() or max(right - left, bottom - top) < max(ink.shape) / 20:  # nothing, or a speck
+    density = F.avg_pool2d((ink * mask)[None], 21, stride=1, padding=10)[0] * near
+    digit = spread(near * (density == density.max()), near) * mask > 0  # the strokes where ink is densest
+    rows, columns = digit.any(dim=1).nonzero(), digit.any(dim=0).nonzero()
+    if max(len(rows), len(columns)) < max(ink.shape) / 16:  # nothing, or a speck
         return None
     ink = (ink / ink[digit].mean()).clamp(max=1) * dilate(digit.float(), 1)  # with the grey levels of its edge
-    return ink[top : bottom + 1, left : right + 1]
-
+    return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 def center(ink):
-    """Return ink (h, w) in MNIST's form (1, 28, 28): LeCun et al., "Gradient-Based Learning ...", 1998, III-A."""
-    height, width = ink.shape
+    """Return ink (h, w) as MNIST has it (1, 28, 28): 20 pixels high or wide, its centre of mass in the centre."""
+    height, width = ink.shape  # LeCun et al., "Gradient-Based Learning Applied to Document Recognition", 1998, III-A
     side = round(max(height, width) * 28 / 20)
     top = round(side / 2 - ((ink.sum(dim=1) @ (torch.arange(height) + 0.5)) / ink.sum()).item())
     left = round(side / 2 - ((ink.sum(dim=0) @ (torch.arange(width) + 0.5)) / ink.sum()).item())
@@ -293,18 +295,12 @@ def center(ink):
     # Thin strokes turn grey when they are scaled down: brighten them to 0.6 on average (MNIST's own have 0.69).
     return (image * max(1, 0.6 / image[image > 0].mean().item())).clamp(max=1)
 
-
 def prepare(picture):
     """Return a picture (channels, H, W) as two looks in MNIST's form (2, 1, 28, 28); raise ValueError if empty."""
-    scale = 128 / max(picture.shape[1:])  # enough for a digit, and quickly searched
-    image = resize(picture, [max(2, round(scale * length)) for length in picture.shape[1:]]).mean(dim=0)
-    contrast = (dilate(image, 2) + dilate(-image, 2)).max()
-    digits = [cut_out(ink) for ink in find_ink(image)] if contrast > 0.15 else []  # grain and shadows have less
-    looks = [center(digit) for digit in digits if digit is not None]
+    looks = [center(digit) for digit in map(cut_out, find_ink(picture)) if digit is not None]
     if not looks:
-        raise ValueError("the picture is empty: it must show a digit that is darker or lighter than its paper")
+        raise ValueError("the picture is empty: it shows no more than specks")
     return torch.stack([looks[0], looks[-1]])
-
 
 @torch.inference_mode()
 def read_digit(model, looks):
@@ -313,168 +309,192 @@ def read_digit(model, looks):
     best = logits.amax(dim=1).argmax()
     return looks[best], logits[best].softmax(dim=0)
 
+def has_neighbours(ink):
+    """Say whether an image of ink (H, W) has parts of similar height side by side, like the digits of a number."""
+    mask = ink > ink.max() / 3
+    parts = mask.tensor_split((~mask.any(dim=0)).nonzero().flatten(), dim=1)  # between columns without ink
+    heights = sorted(part.any(dim=1).sum() for part in parts)
+    return len(heights) > 1 and heights[-2] > heights[-1] / 2
 
-def predict(model, patterns, output_dir):
-    """Print each picture's digit, and plot how it was read; expand *.png, as Windows does not; exit 1 if any fails."""
-    paths = [path for name in patterns for path in glob.glob(glob.escape(name)) or sorted(glob.glob(name)) or [name]]
-    readings = []
+def predict(model, patterns, output_dir, most=100):
+    """Print each picture's digit, and plot how the first were read; exit with status 1 if anything fails."""
+    paths, readings, failed = [], [], False
+    for pattern in patterns:  # Windows does not expand *.png; a name may itself have a star or brackets
+        paths += [pattern] if exists(pattern) else sorted(glob.glob(pattern)) or [pattern]
     for path in paths:
         try:
             looks = prepare(picture := read_picture(path))
         except ValueError as error:
             print(f"{path}: {error}", file=sys.stderr)
+            failed = True
             continue
         image, probabilities = read_digit(model, looks)
         (first, second), (digit, other) = (values.tolist() for values in probabilities.topk(2))
         second_choice = f", or {other} ({second:.1%})" if second > 0.01 else ""
         hint = " - unsure: see predictions.png" if first < 0.5 else ""
+        if all(has_neighbours(ink) for ink in find_ink(picture)):
+            hint += " - more than one digit? cut them apart"
         print(f"{path}: {digit} ({first:.1%}){second_choice}{hint}", flush=True)
-        step = 1 + max(picture.shape) // 400
-        readings.append((Path(path).name, picture[:, ::step, ::step].clone(), image, probabilities))
-    if readings:
-        save(output_dir / "predictions.png", plot_readings(readings[:100]).savefig)
-    if len(readings) < len(paths):
+        if len(readings) < most:
+            name, step = Path(path).name.encode("ascii", "backslashreplace").decode(), 1 + max(picture.shape) // 400
+            readings.append((name[:40], picture[:, ::step, ::step].clone(), image, probabilities))
+    saved = not readings or save(output_dir / "predictions.png", plot_readings(readings))
+    if failed or not saved:
         sys.exit(1)
 
-
-def prepare_strokes(strokes, pen_width=2.5):  # in pixels of 28 x 28; of 2 to 3.5, 2.5 is read best
+# The pad: a window to write digits in.
+def prepare_strokes(strokes, pen_width=2.5):  # in pixels of 28 x 28; of 2 to 3.5, 2.5 was read best
     """Return strokes, lists of points (x, y), y downward, in any unit, in MNIST's form, float32 (1, 28, 28)."""
     strokes = [torch.tensor(stroke, dtype=torch.float64) for stroke in strokes]
     low, high = torch.cat(strokes).aminmax(dim=0)
     image, radius = Image.new("L", (160, 160)), 4 * pen_width  # eight times too large: center shrinks it
     scale = (160 - 2 * radius) / (high - low).max().clamp(min=1e-9)
     for stroke in strokes:
-        # Less 1e-6, so that rounding errors do not decide whether a half is rounded up or down.
-        points = [tuple(point) for point in (scale * (stroke - low) + radius - 1e-6).round().tolist()]
+        points = [(x, y) for x, y in (scale * (stroke - low) + radius).tolist()]
         ImageDraw.Draw(image).line(points, fill=255, width=round(2 * radius))
         for x, y in points:
             ImageDraw.Draw(image).ellipse((x - radius, y - radius, x + radius, y + radius), fill=255)
     return center(pil_to_tensor(image)[0] / 255)
 
-
 def draw_pad(figure, model):
-    """Make a figure a pad to write on with the left button, beside what the network sees, and says of it."""
+    """Turn a figure into a pad to write on with the left button, beside what the network sees and says of it."""
     pad, view, bars = figure.subplots(1, 3, width_ratios=(2, 1, 1), subplot_kw={"xticks": [], "yticks": []})
     pad.set(title="write a digit; c or a right click clears", xlim=(0, 1), ylim=(1, 0), aspect="equal")
-    seen = view.imshow(torch.zeros(28, 28), cmap="gray_r", vmin=0, vmax=1)
+    seen = view.imshow(torch.zeros(28, 28).numpy(), cmap="gray_r", vmin=0, vmax=1)
     strokes, pen = [], {"color": "black", "linewidth": 9, "marker": "o", "markersize": 8}
     (line,) = pad.plot([], [], **pen)
-    lasso = LassoSelector(pad, strokes.append, props=pen, button=1)  # to draw all each time would lose points
-
-    def read(event=None):
-        written, gap = strokes + [lasso.verts] * bool(lasso.verts), (math.nan, math.nan)
-        line.set_data(*zip(gap, *(point for stroke in written for point in [*stroke, gap])))
-        image, probabilities = torch.zeros(1, 28, 28), torch.zeros(10)
-        if written:
-            image, probabilities = read_digit(model, prepare_strokes(written)[None])
-        seen.set_data(image[0])
+    lasso = LassoSelector(pad, strokes.append, props=pen, button=1)  # draws below the pen, and adds what it has drawn
+    def update(event):
+        image, probabilities, title = torch.zeros(1, 28, 28), torch.zeros(10), ""
+        pressed_c = event.name == "key_press_event" and event.key == "c"
+        if pressed_c or getattr(event, "button", None) == 3:
+            strokes.clear()
+        if strokes:
+            image, probabilities = read_digit(model, prepare_strokes(strokes)[None])
+            title = f"{probabilities.argmax()} ({probabilities.max():.1%})"
+        points = [point for stroke in strokes for point in [*stroke, (math.nan, math.nan)]]  # nan: a gap
+        line.set_data([x for x, y in points], [y for x, y in points])
+        seen.set_data(image[0].numpy())
         bars.clear()
-        bars.bar(range(10), probabilities, tick_label=range(10))
-        bars.bar(probabilities.argmax(), probabilities.max())  # in another colour
-        bars.set(ylim=(0, 1), title=f"{probabilities.argmax()} ({probabilities.max():.1%})" if written else "")
-        figure.canvas.draw_idle()
-
-    timer = figure.canvas.new_timer(200, [(read, (), {})])  # milliseconds for which the pen has rested
-    timer.single_shot = True
-    figure.canvas.mpl_connect("motion_notify_event", lambda event: timer.start())
-    figure.canvas.mpl_connect("button_release_event", read)
-    figure.canvas.mpl_connect("button_press_event", lambda event: read(strokes.clear()) if event.button == 3 else None)
-    figure.canvas.mpl_connect("key_press_event", lambda event: read(strokes.clear()) if event.key == "c" else None)
-    read()
-
+        bars.bar(range(10), probabilities.tolist(), tick_label=range(10))
+        bars.set(ylim=(0, 1), title=title)
+        lasso.canvas.draw_idle()
+    figure.canvas.mpl_connect("button_release_event", update)
+    figure.canvas.mpl_connect("key_press_event", update)
 
 def open_pad(model):
     """Open a window with the pad, or end the program with one sentence where there can be none."""
-    with suppress(ImportError):  # of a back end that is not installed, or finds no display
+    try:
         from matplotlib import pyplot  # only here, because it looks for a display
         with pyplot.rc_context({"toolbar": "None"}):  # c is one of the toolbar's keys
             figure = pyplot.figure("mnist_cnn", figsize=(11, 5.5), layout="constrained")
-        if figure.canvas.required_interactive_framework:
-            draw_pad(figure, model)
-            return pyplot.show(block=True)
-    sys.exit("mnist_cnn.py: No window can be opened: use a desktop, not a notebook; Debian needs python3-tk.")
+        if not figure.canvas.required_interactive_framework:
+            raise ImportError("this back end has no windows")
+    except Exception:  # a toolkit that is not installed, or finds no display, raises whatever it likes
+        sys.exit("mnist_cnn.py: No window can be opened: use a desktop, not a notebook; Debian needs python3-tk.")
+    draw_pad(figure, model)
+    pyplot.show(block=True)
 
+# Files and the command line: whatever goes wrong here ends the program with one sentence.
+def save(path, result):
+    """Save a figure or weights, whole or not at all, and return True; where that fails, say why and return False."""
+    content, part = io.BytesIO(), path.with_suffix(".part")
+    if isinstance(result, Figure):
+        result.savefig(content, format="png")  # whatever a user's matplotlibrc says
+    else:
+        torch.save(result, content)
+    try:
+        part.write_bytes(content.getvalue())
+        part.replace(path)
+    except OSError as error:
+        print(f"mnist_cnn.py: Can't write {path} ({error.strerror}): use another --output-dir.", file=sys.stderr)
+        with suppress(OSError):
+            part.unlink()
+        return False
+    return True
+
+def load_mnist(data_dir):
+    """Return MNIST's training and test set, downloaded if need be; end the program if there is none."""
+    raw = Path(data_dir, MNIST.__name__, "raw")  # FashionMNIST may be imported as MNIST
+    try:
+        with TemporaryDirectory() as folder:
+            # Archives are unpacked elsewhere each time: beside them a killed run may leave half, or all be read-only.
+            if all(check_integrity(raw / name, md5) for name, md5 in MNIST.resources):
+                copy, data_dir = Path(folder, MNIST.__name__, "raw"), folder
+                shutil.copytree(raw, copy, ignore=shutil.ignore_patterns("*-ubyte"))
+                copy.chmod(0o700)  # the copy is read-only as well
+            return MNIST(data_dir, train=True, download=True), MNIST(data_dir, train=False)
+    except Exception as error:  # torchvision raises whatever it likes
+        names, reason = ", ".join(dict(MNIST.resources)), " ".join(str(error).split())
+        sys.exit(f"mnist_cnn.py: No {MNIST.__name__}: put {names} in {raw} ({reason})")
+
+def load_model(path):
+    """Return the network with the weights that a training saved; end the program if there are none."""
+    model = CNN()
+    try:
+        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:  # torch raises whatever it likes for a damaged file
+        reason = " ".join(str(error).split()) if isinstance(error, (RuntimeError, OSError)) else "it is damaged"
+        sys.exit(f"mnist_cnn.py: {path} holds no weights of the CNN as it is now: train first ({reason})")
+    return model.eval()
 
 def parse_args(argv=None):
-    """Return the command line's flags, checked; a wrong one ends the program with exit status 2."""
-    here = Path(globals().get("__file__", "")).parent  # a notebook's cell has no file, and no command line
+    """Return the flags of argv or else the command line, checked; a wrong one ends the program with status 2."""
+    try:
+        script = Path(__file__).resolve()  # not the link that it may have been started through
+    except NameError:  # in a notebook's cell
+        script = Path("cell")
+    if argv is None and Path(sys.argv[0]).resolve() != script:
+        argv = []  # an editor or a notebook was started, not this file: the flags are for them
     parser = argparse.ArgumentParser(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.description = "Train a small CNN on MNIST, test it, and let it read digits of your own."
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="passes over the training images")
     parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help="images in one training step")
     parser.add_argument("--lr", type=float, default=LR, help="learning rate at the start")
     parser.add_argument("--seed", type=int, default=SEED, help="start of the random numbers")
     parser.add_argument("--log-interval", type=int, default=LOG_INTERVAL, help="batches between logged losses")
-    gpus = ["cuda"] + [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-    devices = ["cpu"] + gpus * torch.cuda.is_available()  # Apple's mps has no bicubic grid_sample in older versions
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     parser.add_argument("--device", choices=devices, default=DEVICE, help="where the network is trained")
-    parser.add_argument("--data-dir", type=Path, default=here / DATA_DIR, help="folder of MNIST")
-    parser.add_argument("--output-dir", type=Path, default=here / OUTPUT_DIR, help="folder of the weights and plots")
+    data_dir, output_dir = script.parent / expanduser(DATA_DIR), script.parent / expanduser(OUTPUT_DIR)
+    parser.add_argument("--data-dir", type=expanduser, default=data_dir, help="folder of MNIST")
+    parser.add_argument("--output-dir", type=expanduser, default=output_dir, help="folder of the weights and plots")
     parser.add_argument("--validate", default=VALIDATE, action=argparse.BooleanOptionalAction, help="hold out images")
-    instead = parser.add_mutually_exclusive_group()
-    instead.add_argument("--predict", nargs="+", metavar="IMAGE", help="read these pictures instead")
-    instead.add_argument("--draw", action="store_true", help="open a pad to write digits on instead")
-    args = parser.parse_args(argv if "__file__" in globals() else argv or [])
+    instead, unset = parser.add_mutually_exclusive_group(), argparse.SUPPRESS
+    instead.add_argument("--predict", nargs="+", metavar="IMAGE", default=unset, help="read these pictures instead")
+    instead.add_argument("--draw", action="store_true", default=unset, help="open a pad to write digits on instead")
+    args = parser.parse_args(argv)
+    args.data_dir, args.output_dir = Path(args.data_dir), Path(args.output_dir)
     limits = {"epochs": (1, 1e6), "batch_size": (1, 60_000), "lr": (1e-37, 1e37), "seed": (0, 2**64 - 1)}
     for name, (least, most) in {**limits, "log_interval": (1, 1e6)}.items():
         if not least <= getattr(args, name) <= most:
             parser.error(f"argument --{name.replace('_', '-')}: must be from {least:g} to {most:g}")
-    try:
-        args.output_dir.mkdir(parents=True, exist_ok=True)
-        (probe := args.output_dir / uuid4().hex).touch()
-        probe.unlink()
-    except OSError as error:  # now, and not after the training
-        sys.exit(f"mnist_cnn.py: Can't write to {args.output_dir} ({error.strerror}): choose another --output-dir.")
     return args
 
-
-def or_exit(function, *arguments):
-    """Return what function(*arguments) returns; its ValueError ends the program with its sentence and status 1."""
+def main(argv=None):
+    """Do what the flags in argv, or else the command line, ask for; return a training's accuracy in per cent."""
+    args = parse_args(argv)
+    if "predict" in args:
+        return predict(load_model(args.output_dir / "mnist_cnn.pt"), args.predict, args.output_dir)
+    if "draw" in args:
+        return open_pad(load_model(args.output_dir / "mnist_cnn.pt"))
     try:
-        return function(*arguments)
-    except ValueError as error:
-        sys.exit("mnist_cnn.py: " + " ".join(str(error).split()))  # torch's own messages have many lines
+        args.output_dir.mkdir(parents=True, exist_ok=True)
+        (args.output_dir / "mnist_cnn.part").touch()
+        (args.output_dir / "mnist_cnn.part").unlink(missing_ok=True)
+    except OSError as error:  # now, and not after the training
+        sys.exit(f"mnist_cnn.py: Can't write to {args.output_dir} ({error.strerror}): choose another --output-dir.")
+    return run(args)
 
-
-def load_mnist(data_dir):
-    """Return MNIST's training and test set, unpacked or downloaded; raise ValueError where there is none."""
-    raw = Path(data_dir, MNIST.__name__, "raw")  # FashionMNIST may be imported as MNIST
-    try:
-        raw.mkdir(parents=True, exist_ok=True)
-        # torchvision checks the archives, but not what it has unpacked, of which a killed run may have left half.
-        for name in (name for name, md5 in MNIST.resources if check_integrity(raw / name, md5)):
-            content, unpacked = gzip.decompress((raw / name).read_bytes()), raw / name.removesuffix(".gz")
-            if not unpacked.exists() or unpacked.read_bytes() != content:
-                save(unpacked, lambda file: file.write(content))
-        return MNIST(data_dir, train=True, download=True), MNIST(data_dir, train=False)
-    except Exception as error:  # torchvision raises whatever it likes
-        raise ValueError(f"No {MNIST.__name__}: put {', '.join(dict(MNIST.resources))} in {raw} ({error})") from error
-
-
-def load_model(path):
-    """Return the network with the weights that a training saved; raise ValueError where that can't be done."""
-    model = CNN()
-    try:
-        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    except Exception as error:  # torch raises whatever it likes for a damaged file
-        reason = error if isinstance(error, (RuntimeError, OSError)) else "it is damaged"
-        raise ValueError(f"{path} holds no weights of the CNN as it is now: train first ({reason})") from error
-    return model.eval()
-
-
-def save(path, write):
-    """Let write(file) fill a file beside path, which then replaces path: it appears whole or not at all."""
-    part = path.with_name(uuid4().hex)  # tempfile would retry for ever where Windows lets nobody write
-    try:
-        with part.open("xb") as file:
-            write(file)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["torch>=2.4", "torchvision>=0.19", "matplotlib>=3.8"]
+# ///
 if __name__ == "__main__":
+    if isinstance(sys.stdout, io.TextIOWrapper):  # not in a notebook
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name may have letters that a console lacks
     try:
         main()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, BrokenPipeError) as error:  # Ctrl-C, or a reader that closed the output, as head does
+        sys.stdout = None  # where it is closed, Python would try to print the rest, and complain
         print("mnist_cnn.py: Stopped before the end.", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(130 if isinstance(error, KeyboardInterrupt) else 1)
