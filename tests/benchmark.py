@@ -1,6 +1,6 @@
 """Measure the program against PyTorch's official MNIST example. Run by hand, on a quiet machine:
 
-.venv/bin/python -m tests.benchmark --rounds 3 --seeds 10
+.venv/bin/python -m tests.benchmark --rounds 3 --seeds 10 --example-seeds 10
 """
 
 import argparse
@@ -32,7 +32,7 @@ def example_network():
 def example_loader(data_dir, train):
     """MNIST as the official example feeds it: decoded and normalized image by image."""
     transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))])
-    return DataLoader(datasets.MNIST(data_dir, train, transform), batch_size=64, shuffle=train)
+    return DataLoader(datasets.MNIST(data_dir, train, transform, download=True), batch_size=64, shuffle=train)
 
 
 def example_epoch(model, loader, optimizer, device):
@@ -64,11 +64,10 @@ def seconds(work, device):
 
 def compare_training(rounds, data_dir, device):
     """Train both programs by turns, an epoch each, and print the seconds that an epoch and its batches alone take."""
-    loader, test_loader = example_loader(data_dir, True), example_loader(data_dir, False)
-    example = example_network().to(device)
+    loader, example = example_loader(data_dir, True), example_network().to(device)
     optimizer = torch.optim.Adadelta(example.parameters(), lr=1.0)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.7)
-    train, training, loading, accuracies = mnist_cnn.train, [], [], []
+    train, training, loading = mnist_cnn.train, [], []
 
     def train_by_turns(model, our_loader, *others):
         results = []
@@ -76,7 +75,6 @@ def compare_training(rounds, data_dir, device):
         training.append((ours, seconds(lambda: example_epoch(example, loader, optimizer, device), device)))
         loading.append(tuple(seconds(lambda: sum(1 for _ in batches), device) for batches in (our_loader, loader)))
         scheduler.step()
-        accuracies.append(f"{example_accuracy(example, test_loader, device):.2f}%")
         return results[0]
 
     mnist_cnn.train = train_by_turns  # so that what is measured is what main does, whatever it trains
@@ -90,7 +88,22 @@ def compare_training(rounds, data_dir, device):
         ours, theirs = (statistics.median(column) for column in zip(*rows))
         ratio = statistics.median(their / our for our, their in rows)
         print(f"| {name} | {ours:.2f} s | {theirs:.2f} s | 1 / {ratio:.1f} |")
-    print(f"The example's test accuracy after each epoch, one seed: {', '.join(accuracies)}", flush=True)
+
+
+def measure_example(seeds, data_dir, device):
+    """Print the official example's test accuracy after one epoch, of so many seeds."""
+    loader, test_loader, accuracies = example_loader(data_dir, True), example_loader(data_dir, False), []
+    for seed in range(seeds):
+        torch.manual_seed(seed)
+        example = example_network().to(device)
+        example_epoch(example, loader, torch.optim.Adadelta(example.parameters(), lr=1.0), device)
+        accuracies.append(example_accuracy(example, test_loader, device))
+    print(
+        f"The example after one epoch, seeds 0 to {seeds - 1}: accuracy {statistics.mean(accuracies):.3f} ± "
+        f"{statistics.stdev(accuracies):.3f}% (lowest {min(accuracies):.2f}%)\n"
+        f"  each: {' '.join(f'{accuracy:.2f}' for accuracy in accuracies)}",
+        flush=True,
+    )
 
 
 def run(arguments):
@@ -129,16 +142,20 @@ def measure_accuracy(seeds, epochs, data_dir, device):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="epochs of each side")
+    parser.add_argument("--rounds", type=int, default=5, help="epochs of each side; 0 leaves them out")
     parser.add_argument("--seeds", type=int, default=0, help="runs for the accuracy; 0 leaves them out")
+    parser.add_argument("--example-seeds", type=int, default=0, help="the same for the example, one epoch each")
     parser.add_argument("--data-dir", default=mnist_cnn.parse_args([]).data_dir)
     parser.add_argument("--device", default=mnist_cnn.DEVICE)
     args = parser.parse_args()
     where = torch.cuda.get_device_name() if args.device == "cuda" else f"{torch.get_num_threads()} CPU threads"
     print(f"{platform.machine()}, {where}, Python {platform.python_version()}, torch {torch.__version__}")
-    compare_training(args.rounds, args.data_dir, args.device)
+    if args.rounds:
+        compare_training(args.rounds, args.data_dir, args.device)
     for epochs in (5, 1) if args.seeds > 1 else ():
         measure_accuracy(args.seeds, epochs, args.data_dir, args.device)
+    if args.example_seeds > 1:
+        measure_example(args.example_seeds, args.data_dir, args.device)
 
 
 if __name__ == "__main__":
