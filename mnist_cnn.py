@@ -254,10 +254,10 @@ def find_ink(picture):
     scale = 128 / max(picture.shape[1:])  # enough for a digit, and quickly searched
     picture = resize(picture, [max(2, round(scale * length)) for length in picture.shape[1:]])
     images = [picture.mean(dim=0), *picture]  # the one with most contrast is taken: yellow is dark in blue alone
-    contrasts = [(dilate(image, 2) + dilate(-image, 2)).max() for image in images]  # highest minus lowest nearby
-    if max(contrasts) < 0.12:  # grain and shadows have less
+    contrasts = [dilate(image, 2) + dilate(-image, 2) for image in images]  # highest minus lowest nearby
+    contrast, image = max(zip(contrasts, images), key=lambda pair: pair[0].max())
+    if contrast.max() < max(0.12, 4 * contrast.quantile(0.25)):  # shadows have less, and grain has it everywhere
         raise ValueError("the picture is empty: it must show a digit that is darker or lighter than its paper")
-    image = images[contrasts.index(max(contrasts))]
     # Ink is rare: where it is dark, a few pixels of the middle are far below the mean around them.
     down, across = image.shape[0] // 5, image.shape[1] // 5  # of a margin that may show the table
     middle = slice(down, image.shape[0] - down), slice(across, image.shape[1] - across)
