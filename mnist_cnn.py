@@ -8,22 +8,21 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.datasets import MNIST
 
-# Mostly for the second half of the file: plots, pictures, files and the command line.
+# For the second half of the file: plots, pictures, files and the command line.
 import argparse
+import errno
 import glob
 import io
 import math
-import shutil
 import sys
 import time
-from contextlib import suppress
-from os.path import exists, expanduser
+from os.path import expanduser
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from matplotlib.figure import Figure
 from matplotlib.widgets import LassoSelector
 from PIL import Image, ImageDraw, ImageOps
-from torchvision.datasets.utils import check_integrity
+from torchvision.datasets.utils import check_integrity, extract_archive
 from torchvision.transforms.functional import pil_to_tensor, resize
 
 # Each constant in capitals is the default of a command-line flag: python mnist_cnn.py --epochs 3 --batch-size 64 ...
@@ -36,21 +35,22 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # where the network is 
 DATA_DIR = "data"  # beside this file; holds MNIST, or gets the download
 OUTPUT_DIR = "outputs"  # beside this file; gets the weights and the plots
 VALIDATE = False  # to choose between designs: test on 10,000 held-out training images, not on the test images
-criterion = nn.CrossEntropyLoss()  # the loss; it applies softmax, which makes probabilities, so the network must not
+criterion = nn.CrossEntropyLoss()  # the loss; it turns logits into probabilities itself, by softmax
 
 
 def make_loaders(mnist, batch_size, device, validate=False):
     """Return DataLoaders for training and testing; a batch is N images (N, 1, 28, 28) in [0, 1] and labels (N,)."""
-    # Most tutorials hand MNIST(transform=ToTensor()) to the DataLoader, which decodes each image again in each epoch
-    # and nearly doubles its time. Here all are decoded at once, from 0 to 255 into [0, 1]; unsqueeze adds the channel.
-    train_images, test_images = [split.data.unsqueeze(1).to(device) / 255 for split in mnist]
-    train_labels, test_labels = [split.targets.to(device) for split in mnist]
+    # train_images gets the shape (60000, 1, 28, 28): images, channels (1 for grey; unsqueeze adds it), rows, columns.
+    # All are brought from 0..255 into [0, 1] at once: one by one, with ToTensor, would cost seconds in every epoch.
+    train_data, test_data = mnist
+    train_images, train_labels = train_data.data.unsqueeze(1).to(device) / 255, train_data.targets.to(device)
+    test_images, test_labels = test_data.data.unsqueeze(1).to(device) / 255, test_data.targets.to(device)
     if validate:
         train_images, test_images = train_images[:-10_000], train_images[-10_000:]
         train_labels, test_labels = train_labels[:-10_000], train_labels[-10_000:]
     train_set, test_set = TensorDataset(train_images, train_labels), TensorDataset(test_images, test_labels)
-    # Shuffling makes new batches in each epoch; always the same ones would pull the weights the same way each time.
-    return DataLoader(train_set, batch_size, shuffle=True), DataLoader(test_set, batch_size)
+    train_loader = DataLoader(train_set, batch_size, shuffle=True)  # new batches in each epoch: the same teach less
+    return train_loader, DataLoader(test_set, batch_size)
 
 
 class CNN(nn.Module):
@@ -59,8 +59,8 @@ class CNN(nn.Module):
     def __init__(self):
         super().__init__()
         # The comment beside a layer gives one image's shape after it, channels x height x width. A convolution looks
-        # for patterns, and a channel is a map of where one was found. Batch norm brings each map to one mean and
-        # deviation, and adds a learned number: so the convolutions need none (bias=False). ReLU sets negatives to 0.
+        # for patterns; a channel is a map of where one was found. Batch norm brings each map to mean 0 and deviation
+        # 1, then scales it and adds a bias, both learned: so the convolutions need none. ReLU sets negatives to 0.
         self.layers = nn.Sequential(
             nn.Conv2d(1, 16, kernel_size=5, bias=False),  # 16 x 24 x 24: a window of 5 fits 24 times into 28
             nn.MaxPool2d(2),  # 16 x 12 x 12; placed here it saves time: the next two have a quarter of the work
@@ -80,25 +80,26 @@ class CNN(nn.Module):
             nn.Dropout(0.1),  # in training, zeroes a tenth at random, so that the network relies on no single one
             nn.Linear(64 * 2 * 2, 10),  # 10 logits
         )
-        # Weights half as large change nothing here, since batch norm rescales the output. But the optimizer, Adam,
-        # takes steps of about one size, which change small weights more: 0.01 (usual: 0.02 to 0.1) learns faster.
+        # Small first weights learn faster, because a step of the optimizer, Adam, is as long for small ones as for
+        # large ones. Here they are about 0.01 (usual: 0.02 to 0.1); batch norm brings what comes out to scale.
         for layer in self.layers:
-            if isinstance(layer, nn.Conv2d) and layer.bias is None:
+            if isinstance(layer, nn.Conv2d) and layer.bias is None:  # with a bias, no batch norm follows
                 nn.init.normal_(layer.weight, std=0.01)
 
     def forward(self, images):
-        """Return the logits (N, 10) of images (N, 1, 28, 28), about 0 to 1; model(images) calls this."""
+        """Return the logits (N, 10) of images (N, 1, 28, 28) with pixels of about 0 to 1; model(images) calls this."""
         return self.layers(images)
 
 
 def augment(images, stretch=0.1, slant=0.2, shift=1):
     """Return images (N, 1, 28, 28) distorted at random, so that none is seen twice; some values leave [0, 1]."""
-    # Each pixel (x, y) is looked up at another place: (a * x + b * y + c, d * x + e * y + f). torch.eye(2, 3), with
-    # a = e = 1, changes nothing. What is added, a random matrix per image, changes width and height by up to a tenth
-    # (a, e), slants rows and columns by up to 1 in 5 (b, d), and moves the image by up to a pixel (c, f).
-    limits = torch.tensor([[stretch, slant, 2 * shift / 28], [slant, stretch, 2 * shift / 28]])  # x goes from -1 to 1
+    # Each pixel (x, y) is looked up in the original at another place: (a * x + b * y + c, d * x + e * y + f). Every
+    # image has six such numbers, [[a, b, c], [d, e, f]]. torch.eye(2, 3), with a = e = 1, would change nothing; what
+    # is added, at random up to a limit, changes width and height by up to a tenth (a, e), slants rows and columns by
+    # up to 1 in 5 (b, d), and moves the image by up to a pixel (c, f): 2 / 28, as x and y go from -1 to 1.
+    limits = torch.tensor([[stretch, slant, shift * 2 / 28], [slant, stretch, shift * 2 / 28]])
     matrices = torch.eye(2, 3) + limits * torch.empty(len(images), 2, 3).uniform_(-1, 1)
-    grid = F.affine_grid(matrices.to(images.device), images.shape, align_corners=False)
+    grid = F.affine_grid(matrices.to(images.device), images.shape, align_corners=False)  # where to look
     return F.grid_sample(images, grid, mode="bicubic", align_corners=False)  # the usual bilinear would blur strokes
 
 
@@ -110,12 +111,12 @@ def train(model, loader, optimizer, scheduler, epoch, epochs, log_interval):
         images = augment(images)
         optimizer.zero_grad()  # forget the last batch's gradients: backward adds to what is there
         logits = model(images)
-        loss = criterion(logits, labels)
+        loss = criterion(logits, labels)  # the batch's mean
         loss.backward()  # stores in each weight its gradient: how the loss changes when the weight grows
         optimizer.step()  # change each weight a little, against its gradient
         scheduler.step()  # set the learning rate of the next step
         losses.append(loss.detach())  # the number alone: what backward needed can be forgotten
-        accuracies.append(100 * (logits.argmax(dim=1) == labels).float().mean())
+        accuracies.append(100 * (logits.argmax(dim=1) == labels).float().mean())  # argmax: the digit with most
         if number % log_interval == 0:
             print(f"epoch {epoch}/{epochs}  batch {number:3}/{len(loader)}  loss {loss.item():.4f}", flush=True)
     return torch.stack(losses).cpu(), torch.stack(accuracies).cpu()  # at the end, as .cpu() waits for a GPU to finish
@@ -128,20 +129,19 @@ def evaluate(model, loader):
     total_loss, correct, probabilities = 0, 0, []
     for images, labels in loader:
         logits = model(images)
-        total_loss += criterion(logits, labels) * len(labels)  # a sum again: the last batch may be smaller
+        total_loss += criterion(logits, labels) * len(labels)  # their sum, as the last batch may be smaller
         correct += (logits.argmax(dim=1) == labels).sum()
         probabilities.append(logits.softmax(dim=1))
     return total_loss.item() / len(loader.dataset), correct.item(), torch.cat(probabilities)
 
 
 def run(args):
-    """Train and test as args, main's flags, say; save the weights and plots; return the accuracy in per cent."""
-    mnist = load_mnist(args.data_dir)  # its training and its test set
+    """Train, test, and save the weights and plots, as main's flags in args ask; return the accuracy in per cent."""
+    train_loader, test_loader = make_loaders(load_mnist(args.data_dir), args.batch_size, args.device, args.validate)
     torch.manual_seed(args.seed)
-    train_loader, test_loader = make_loaders(mnist, args.batch_size, args.device, args.validate)
     torch.backends.nnpack.set_flags(False)  # for Macs: PyTorch's use of NNPACK there is nearly three times as slow
     model = CNN().to(args.device, memory_format=torch.channels_last)  # this order in memory is faster on a CPU
-    # Adam divides gradients by their size, averaged over about 100 steps: 1 / (1 - 0.99). The usual 1,000 would lag.
+    # Adam divides gradients by their usual size: here that of about 100 steps (0.99); of 1,000 by default (0.999).
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, betas=(0.9, 0.99))
     steps = args.epochs * len(train_loader)  # the learning rate is lr for 30% of them, then falls in a line to 0
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1, (1 - step / steps) / 0.7))
@@ -162,13 +162,11 @@ def run(args):
         results += f"{split} loss {test_loss:.4f}, accuracy {accuracy:.2f}%  {time.perf_counter() - start:.1f} s"
         print(f"epoch {epoch}/{args.epochs}  {results}", flush=True)
     print(f"{split.capitalize()}: average loss {test_loss:.4f}, accuracy {accuracy:.2f}% ({correct}/{count})")
-    saved = [
-        save(args.output_dir / "mnist_cnn.pt", model.state_dict()),
-        save(args.output_dir / "loss_curves.png", plot_curves(history, split)),
-        save(args.output_dir / "mistakes.png", plot_mistakes(*test_loader.dataset.tensors, probabilities, split)),
-    ]
-    if not all(saved):
-        sys.exit(1)  # save has already said why
+    saved = save(args.output_dir / "mnist_cnn.pt", model.state_dict())
+    saved &= save(args.output_dir / "loss_curves.png", plot_curves(history, split))  # also where the last one failed
+    saved &= save(args.output_dir / "mistakes.png", plot_mistakes(*test_loader.dataset.tensors, probabilities, split))
+    if not saved:
+        sys.exit(1)  # save has said why
     print(f"Saved mnist_cnn.pt, loss_curves.png and mistakes.png in {args.output_dir}", flush=True)
     return accuracy
 
@@ -181,14 +179,13 @@ def plot_curves(history, split):
     figure = Figure(figsize=(8, 7), dpi=150, layout="constrained")
     upper, lower = figure.subplots(2, sharex=True)
     for axes, batches, tests in ((upper, losses, test_losses), (lower, accuracies, test_accuracies)):
-        size = math.ceil(len(history) * len(batches[0]) / 150)  # more than 150 points would make a carpet, not a line
-        points = [part.mean().item() for part in torch.cat(batches).split(size)]
-        epochs = [(index + 0.5) * size / len(batches[0]) for index in range(len(points))]
-        axes.plot(epochs, points, label=f"training, mean of {size} batches")
+        parts = torch.cat(batches).chunk(150)  # more points would make a carpet, not a line
+        epochs = [(index + 0.5) * len(parts[0]) / len(batches[0]) for index in range(len(parts))]
+        axes.plot(epochs, [part.mean().item() for part in parts], label=f"training, mean of {len(parts[0])} batches")
         axes.plot(range(1, len(tests) + 1), tests, "o-", label=f"{split}, after each epoch")
     upper.set(ylabel="cross-entropy loss", yscale="log")
     upper.legend()
-    lower.set(xlabel="epoch", ylabel="accuracy (%)", ylim=(sorted(points)[len(points) // 20] - 1, 100.1))
+    lower.set(xlabel="epoch", ylabel="accuracy (%)", ylim=(min(test_accuracies) - 10, 100.5))  # not the first guesses
     return figure
 
 def plot_mistakes(images, labels, probabilities, split, most=100):
@@ -206,38 +203,35 @@ def plot_mistakes(images, labels, probabilities, split, most=100):
     return figure
 
 def plot_readings(readings):
-    """Return a figure of pictures, what the network saw of each, and its probabilities, three pictures a row."""
-    across = min(3, len(readings))
-    rows = math.ceil(len(readings) / across)
-    figure = Figure(figsize=(4 * across, 1.8 * rows), dpi=150, layout="constrained")
-    grid = figure.subplots(rows, 3 * across, squeeze=False, subplot_kw={"frame_on": False, "xticks": [], "yticks": []})
-    for (left, middle, right), (name, picture, image, probabilities) in zip(grid.reshape(-1, 3), readings):
+    """Return a figure of pictures, what the network saw of each, and its probabilities, one picture a row."""
+    figure = Figure(figsize=(5, 1.8 * len(readings)), dpi=150, layout="constrained")
+    grid = figure.subplots(len(readings), 3, squeeze=False, subplot_kw={"frame_on": False, "xticks": [], "yticks": []})
+    for (left, middle, right), (name, picture, image, probabilities) in zip(grid, readings):
         left.imshow(picture.movedim(0, -1).clamp(0, 1).numpy(), cmap="gray")
         middle.imshow(image[0].numpy(), cmap="gray_r")
-        middle.set_title(name, fontsize=8, parse_math=False)
+        middle.set_title(name[:40].encode("ascii", "backslashreplace").decode(), fontsize=8, parse_math=False)
         right.bar(range(10), probabilities.tolist(), tick_label=range(10))
         right.set(ylim=(0, 1), frame_on=True)
     return figure
 
 # Own digits: from a file to an image like MNIST's, which the network can read. Start with predict and prepare.
 def read_picture(path):
-    """Return a file's picture, float32 (channels, H, W) up to 1, upright; raise ValueError if it can't be read."""
+    """Return a file's picture, float32 (channels, H, W) in [0, 1], upright; raise ValueError if it can't be read."""
     try:
         with Image.open(path) as image:
-            image.draft(None, (1600, 1600))  # a JPEG can be decoded at a fraction of its size
-            image = image.convert("F" if image.mode[0] in "IF" else "RGBA")  # F: more than 8 bits a channel
-            image.thumbnail((1600, 1600))
-            image = ImageOps.exif_transpose(image)
+            image.draft(None, (800, 800))  # a JPEG can be decoded at a fraction of its size
+            image = image.convert("F" if image.mode[0] in "IF" else "RGBA")  # F: more than 8 bits, and one channel
+            image.thumbnail((800, 800))
+            pixels = pil_to_tensor(ImageOps.exif_transpose(image))
     except Exception as error:  # decoders raise whatever they like
         raise ValueError(f"it can't be read ({error}); use an intact JPEG or PNG picture") from error
-    pixels = pil_to_tensor(image)
     if len(pixels) == 1:
         return (pixels / pixels.max().clamp(min=1)).nan_to_num().clamp(0, 1)
     colour, opacity = pixels[:3] / 255, pixels[3:] / 255
     return opacity if opacity.mean() < 0.5 else colour * opacity + 1 - opacity  # transparent paper: ink is opaque
 
 def dilate(image, radius):
-    """Return for each pixel of an image (H, W) the highest value in a square around it: what is bright grows."""
+    """Return an image (H, W) with each pixel as bright as the brightest in a square around it: bright spots grow."""
     for _ in range(2):  # along the rows, then along the columns: much faster than all of the square at once
         image = F.max_pool1d(image[None], 2 * radius + 1, stride=1, padding=radius)[0].T
     return image
@@ -245,52 +239,55 @@ def dilate(image, radius):
 def spread(seeds, image):
     """Return an image (H, W) in which only what is connected to seeds, bright spots of it (H, W), is still bright."""
     flood = torch.minimum(dilate(seeds, 1), image)  # Vincent, "Morphological Grayscale Reconstruction ...", 1993
-    while not flood.equal(seeds):  # the seeds flow on to their neighbours, but never rise above the image
+    while not flood.equal(seeds):  # like water, the seeds flow on to their neighbours, but not above the image
         seeds, flood = flood, torch.minimum(dilate(flood, 1), image)
     return flood
 
 def find_ink(picture):
     """Return how much ink each pixel of a picture (channels, H, W) has, seen in two ways; raise ValueError if none."""
-    scale = 128 / max(picture.shape[1:])  # enough for a digit, and quickly searched
+    scale = 128 / max(picture.shape[1:])  # enough for a digit, and quickly searched; sizes below are in its pixels
     picture = resize(picture, [max(2, round(scale * length)) for length in picture.shape[1:]])
     images = [picture.mean(dim=0), *picture]  # the one with most contrast is taken: yellow is dark in blue alone
     contrasts = [dilate(image, 2) + dilate(-image, 2) for image in images]  # highest minus lowest nearby
     contrast, image = max(zip(contrasts, images), key=lambda pair: pair[0].max())
     if contrast.max() < max(0.12, 4 * contrast.quantile(0.25)):  # shadows have less, and grain has it everywhere
         raise ValueError("the picture is empty: it must show a digit that is darker or lighter than its paper")
-    # Ink is rare: where it is dark, a few pixels of the middle are far below the mean around them.
-    down, across = image.shape[0] // 5, image.shape[1] // 5  # of a margin that may show the table
+    # Ink is rare: where it is dark, a few pixels are far below the mean around them. The middle shows no table.
+    down, across = image.shape[0] // 5, image.shape[1] // 5
     middle = slice(down, image.shape[0] - down), slice(across, image.shape[1] - across)
-    if (image[middle] - F.avg_pool2d(image[middle][None], 33, 1, 16, count_include_pad=False)[0]).pow(3).mean() < 0:
+    mean = F.avg_pool2d(image[middle][None], 33, stride=1, padding=16, count_include_pad=False)[0]
+    if (image[middle] - mean).pow(3).mean() < 0:
         image = -image
-    # One way: ink is narrower than a square of 39 x 39 (a top-hat), and no table or shadow at the border.
+    # One way: ink is narrower than a square of 39 x 39 (a top-hat), and no table or shadow that touches the border.
     narrow = image - dilate(-dilate(-image, 19), 19)
-    narrow -= spread(narrow - F.pad(narrow[1:-1, 1:-1], [1] * 4), narrow)
+    border = narrow - F.pad(narrow[1:-1, 1:-1], [1] * 4)  # its outermost pixels alone
+    narrow = narrow - spread(border, narrow)
     # The other, for a digit that touches the border: ink is unlike most of the border, and reaches the middle.
     unlike = (image - torch.cat([image[0], image[-1], image[:, 0], image[:, -1]]).median()).abs()
     return narrow, spread(F.pad(unlike[middle], (across, across, down, down)), unlike)
 
 def cut_out(ink):
-    """Return the digit's box, (h, w), from 0 to 1, in an image of ink (H, W); None if there is none."""
+    """Return the digit in an image of ink (H, W), cut out, (h, w) in [0, 1]; None if there is no more than a speck."""
     threshold = ink.mean()
     for _ in range(20):  # halfway between the means of ink and paper: Ridler and Calvard, "Picture Thresholding", 1978
         threshold = (ink[ink > threshold].mean() + ink[ink <= threshold].mean()) / 2
     mask = ink > threshold
-    near = dilate(mask.float(), max(ink.shape) // 20)  # strokes with a gap of a tenth between them belong together
+    near = dilate(mask.float(), 6)  # strokes with less than 12 pixels between them belong together
     density = F.avg_pool2d((ink * mask)[None], 21, stride=1, padding=10)[0] * near
-    digit = spread(near * (density == density.max()), near) * mask > 0  # the strokes where ink is densest
-    rows, columns = digit.any(dim=1).nonzero(), digit.any(dim=0).nonzero()
-    if max(len(rows), len(columns)) < max(ink.shape) / 16:  # nothing, or a speck
+    densest = near * (density == density.max())
+    digit = mask & (spread(densest, near) > 0)  # all strokes that belong to where ink is densest
+    rows, columns = digit.any(dim=1).nonzero().flatten(), digit.any(dim=0).nonzero().flatten()
+    if max(len(rows), len(columns)) < 8:
         return None
-    ink = (ink / ink[digit].mean()).clamp(max=1) * dilate(digit.float(), 1)  # with the grey levels of its edge
+    ink = (ink / ink[digit].mean()).clamp(max=1) * dilate(digit.float(), 1)  # by 1, for the grey levels of its edge
     return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 def center(ink):
     """Return ink (h, w) as MNIST has it (1, 28, 28): 20 pixels high or wide, its centre of mass in the centre."""
     height, width = ink.shape  # LeCun et al., "Gradient-Based Learning Applied to Document Recognition", 1998, III-A
     side = round(max(height, width) * 28 / 20)
-    top = round(side / 2 - ((ink.sum(dim=1) @ (torch.arange(height) + 0.5)) / ink.sum()).item())
-    left = round(side / 2 - ((ink.sum(dim=0) @ (torch.arange(width) + 0.5)) / ink.sum()).item())
+    top = round(side / 2 - (ink.sum(dim=1) @ (torch.arange(height) + 0.5) / ink.sum()).item())  # half, less the mean y
+    left = round(side / 2 - (ink.sum(dim=0) @ (torch.arange(width) + 0.5) / ink.sum()).item())
     image = resize(F.pad(ink[None], (left, side - width - left, top, side - height - top)), [28, 28])
     # Thin strokes turn grey when they are scaled down: brighten them to 0.6 on average (MNIST's own have 0.69).
     return (image * max(1, 0.6 / image[image > 0].mean().item())).clamp(max=1)
@@ -300,7 +297,7 @@ def prepare(picture):
     looks = [center(digit) for digit in map(cut_out, find_ink(picture)) if digit is not None]
     if not looks:
         raise ValueError("the picture is empty: it shows no more than specks")
-    return torch.stack([looks[0], looks[-1]])
+    return torch.stack([looks[0], looks[-1]])  # the same twice, if one way found nothing
 
 @torch.inference_mode()
 def read_digit(model, looks):
@@ -320,24 +317,24 @@ def predict(model, patterns, output_dir, most=100):
     """Print each picture's digit, and plot how the first were read; exit with status 1 if anything fails."""
     paths, readings, failed = [], [], False
     for pattern in patterns:  # Windows does not expand *.png; a name may itself have a star or brackets
-        paths += [pattern] if exists(pattern) else sorted(glob.glob(pattern)) or [pattern]
+        paths += sorted(glob.glob(pattern)) or [pattern]
     for path in paths:
         try:
-            looks = prepare(picture := read_picture(path))
+            picture = read_picture(path)
+            looks = prepare(picture)
         except ValueError as error:
             print(f"{path}: {error}", file=sys.stderr)
             failed = True
             continue
         image, probabilities = read_digit(model, looks)
-        (first, second), (digit, other) = (values.tolist() for values in probabilities.topk(2))
-        second_choice = f", or {other} ({second:.1%})" if second > 0.01 else ""
-        hint = " - unsure: see predictions.png" if first < 0.5 else ""
+        shares, digits = probabilities.topk(2)
+        second_choice = f", or {digits[1]} ({shares[1]:.1%})" if shares[1] > 0.01 else ""
+        hint = " - unsure: see predictions.png" if shares[0] < 0.5 else ""
         if all(has_neighbours(ink) for ink in find_ink(picture)):
             hint += " - more than one digit? cut them apart"
-        print(f"{path}: {digit} ({first:.1%}){second_choice}{hint}", flush=True)
+        print(f"{path}: {digits[0]} ({shares[0]:.1%}){second_choice}{hint}", flush=True)
         if len(readings) < most:
-            name, step = Path(path).name.encode("ascii", "backslashreplace").decode(), 1 + max(picture.shape) // 400
-            readings.append((name[:40], picture[:, ::step, ::step].clone(), image, probabilities))
+            readings.append((Path(path).name, picture, image, probabilities))
     saved = not readings or save(output_dir / "predictions.png", plot_readings(readings))
     if failed or not saved:
         sys.exit(1)
@@ -366,8 +363,7 @@ def draw_pad(figure, model):
     lasso = LassoSelector(pad, strokes.append, props=pen, button=1)  # draws below the pen, and adds what it has drawn
     def update(event):
         image, probabilities, title = torch.zeros(1, 28, 28), torch.zeros(10), ""
-        pressed_c = event.name == "key_press_event" and event.key == "c"
-        if pressed_c or getattr(event, "button", None) == 3:
+        if (event.name, event.key) == ("key_press_event", "c") or getattr(event, "button", None) == 3:
             strokes.clear()
         if strokes:
             image, probabilities = read_digit(model, prepare_strokes(strokes)[None])
@@ -389,9 +385,9 @@ def open_pad(model):
         with pyplot.rc_context({"toolbar": "None"}):  # c is one of the toolbar's keys
             figure = pyplot.figure("mnist_cnn", figsize=(11, 5.5), layout="constrained")
         if not figure.canvas.required_interactive_framework:
-            raise ImportError("this back end has no windows")
-    except Exception:  # a toolkit that is not installed, or finds no display, raises whatever it likes
-        sys.exit("mnist_cnn.py: No window can be opened: use a desktop, not a notebook; Debian needs python3-tk.")
+            raise ImportError("its back end has no windows")
+    except Exception as error:  # a toolkit that is not installed, or finds no display, raises whatever it likes
+        sys.exit(f"mnist_cnn.py: No window can be opened: Debian needs python3-tk ({' '.join(str(error).split())}).")
     draw_pad(figure, model)
     pyplot.show(block=True)
 
@@ -400,7 +396,7 @@ def save(path, result):
     """Save a figure or weights, whole or not at all, and return True; where that fails, say why and return False."""
     content, part = io.BytesIO(), path.with_suffix(".part")
     if isinstance(result, Figure):
-        result.savefig(content, format="png")  # whatever a user's matplotlibrc says
+        result.savefig(content, format="png")  # also where a user's matplotlibrc says pdf
     else:
         torch.save(result, content)
     try:
@@ -408,7 +404,7 @@ def save(path, result):
         part.replace(path)
     except OSError as error:
         print(f"mnist_cnn.py: Can't write {path} ({error.strerror}): use another --output-dir.", file=sys.stderr)
-        with suppress(OSError):
+        if part.exists():
             part.unlink()
         return False
     return True
@@ -418,11 +414,12 @@ def load_mnist(data_dir):
     raw = Path(data_dir, MNIST.__name__, "raw")  # FashionMNIST may be imported as MNIST
     try:
         with TemporaryDirectory() as folder:
-            # Archives are unpacked elsewhere each time: beside them a killed run may leave half, or all be read-only.
             if all(check_integrity(raw / name, md5) for name, md5 in MNIST.resources):
-                copy, data_dir = Path(folder, MNIST.__name__, "raw"), folder
-                shutil.copytree(raw, copy, ignore=shutil.ignore_patterns("*-ubyte"))
-                copy.chmod(0o700)  # the copy is read-only as well
+                # Unpacked elsewhere each time: beside them a killed run may have left half, or all may be read-only.
+                data_dir, unpacked = folder, Path(folder, MNIST.__name__, "raw")
+                unpacked.mkdir(parents=True)
+                for name, _ in MNIST.resources:
+                    extract_archive(raw / name, unpacked)
             return MNIST(data_dir, train=True, download=True), MNIST(data_dir, train=False)
     except Exception as error:  # torchvision raises whatever it likes
         names, reason = ", ".join(dict(MNIST.resources)), " ".join(str(error).split())
@@ -459,13 +456,13 @@ def parse_args(argv=None):
     parser.add_argument("--data-dir", type=expanduser, default=data_dir, help="folder of MNIST")
     parser.add_argument("--output-dir", type=expanduser, default=output_dir, help="folder of the weights and plots")
     parser.add_argument("--validate", default=VALIDATE, action=argparse.BooleanOptionalAction, help="hold out images")
-    instead, unset = parser.add_mutually_exclusive_group(), argparse.SUPPRESS
+    instead, unset = parser.add_mutually_exclusive_group(), argparse.SUPPRESS  # these two have no default to tell of
     instead.add_argument("--predict", nargs="+", metavar="IMAGE", default=unset, help="read these pictures instead")
     instead.add_argument("--draw", action="store_true", default=unset, help="open a pad to write digits on instead")
     args = parser.parse_args(argv)
     args.data_dir, args.output_dir = Path(args.data_dir), Path(args.output_dir)
-    limits = {"epochs": (1, 1e6), "batch_size": (1, 60_000), "lr": (1e-37, 1e37), "seed": (0, 2**64 - 1)}
-    for name, (least, most) in {**limits, "log_interval": (1, 1e6)}.items():
+    limits = {"epochs": (1, 1e6), "batch_size": (1, 60_000), "log_interval": (1, 1e6), "seed": (0, 2**64 - 1)}
+    for name, (least, most) in {**limits, "lr": (1e-37, 1e37)}.items():
         if not least <= getattr(args, name) <= most:
             parser.error(f"argument --{name.replace('_', '-')}: must be from {least:g} to {most:g}")
     return args
@@ -473,10 +470,9 @@ def parse_args(argv=None):
 def main(argv=None):
     """Do what the flags in argv, or else the command line, ask for; return a training's accuracy in per cent."""
     args = parse_args(argv)
-    if "predict" in args:
-        return predict(load_model(args.output_dir / "mnist_cnn.pt"), args.predict, args.output_dir)
-    if "draw" in args:
-        return open_pad(load_model(args.output_dir / "mnist_cnn.pt"))
+    if "predict" in args or "draw" in args:
+        model = load_model(args.output_dir / "mnist_cnn.pt")
+        return predict(model, args.predict, args.output_dir) if "predict" in args else open_pad(model)
     try:
         args.output_dir.mkdir(parents=True, exist_ok=True)
         (args.output_dir / "mnist_cnn.part").touch()
@@ -494,7 +490,11 @@ if __name__ == "__main__":
         sys.stdout.reconfigure(errors="backslashreplace")  # a name may have letters that a console lacks
     try:
         main()
-    except (KeyboardInterrupt, BrokenPipeError) as error:  # Ctrl-C, or a reader that closed the output, as head does
-        sys.stdout = None  # where it is closed, Python would try to print the rest, and complain
+    except KeyboardInterrupt:
         print("mnist_cnn.py: Stopped before the end.", file=sys.stderr)
-        sys.exit(130 if isinstance(error, KeyboardInterrupt) else 1)
+        sys.exit(130)
+    except OSError as error:  # a reader that closed the output, as head does; on Windows it is EINVAL
+        if error.errno not in (errno.EPIPE, errno.EINVAL):
+            raise
+        sys.stdout = None  # Python would try to print the rest, and complain
+        sys.exit("mnist_cnn.py: Stopped before the end, as the output was closed.")
