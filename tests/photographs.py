@@ -1,6 +1,6 @@
-"""Pictures of digits as people take them, made from MNIST's test images; and how many of them are read right.
+"""Digits as people hand them in, made from MNIST's test images or drawn; and how many pictures are read right.
 
-The tests read a few of each kind. By hand, after a training:
+The tests read a few of some kinds. By hand, after a training:
 
 .venv/bin/python -m tests.photographs --count 100
 """
@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import torch
+from matplotlib.backend_bases import MouseEvent
 from PIL import Image, ImageDraw
 from torch.nn import functional as F
 from torchvision.transforms.functional import gaussian_blur, perspective, pil_to_tensor, resize, to_pil_image
@@ -130,6 +131,34 @@ def drawn(digit, ink="#2040a0", paper="#f4e8b0", width=20):
     for stroke in STROKES[digit]:
         ImageDraw.Draw(picture).line([(80 + 1.6 * x, 40 + 1.6 * y) for x, y in stroke], ink, width, joint="curve")
     return pil_to_tensor(picture.resize((170, 130))).float() / 255
+
+
+def save_in_many_formats(digit, folder):
+    """Save a drawn digit as files of many kinds; return its grey levels, uint8 (H, W), and the files' paths."""
+    grey, exif = to_pil_image(drawn(digit, "black", "white")).convert("L"), Image.Exif()
+    levels = pil_to_tensor(grey)[0]
+    ink = Image.new("RGB", grey.size, "white")  # ink of any colour on transparent paper
+    ink.putalpha(Image.eval(grey, lambda level: 255 - level))
+    files = {"grey.jpg": grey, "opaque.png": grey.convert("LA"), "a.gif": grey.convert("P"), "ink.png": ink}
+    files |= {"bits.png": grey.convert("1"), "cmyk.jpg": grey.convert("CMYK"), "large.bmp": grey.resize((2400, 1800))}
+    files["16.png"] = Image.fromarray(levels.numpy().astype("uint16") * 257)
+    files["float.tiff"] = Image.fromarray(levels.numpy().astype("float32") / 255)
+    files["turned.jpg"] = grey.transpose(Image.Transpose.ROTATE_90)
+    exif[0x0112] = 6  # what a turned camera writes: show it a quarter turn clockwise
+    for name, file in files.items():
+        file.save(folder / name, **({"exif": exif} if name == "turned.jpg" else {}))
+    return levels, [folder / name for name in files]
+
+
+def write(pad, stroke, size=0.6, corner=(0.2, 0.2), button=1):
+    """Write on the pad as a mouse does; return what the network then sees, and what is said of it."""
+    places = [(corner[0] + size * x / 100, corner[1] + size * y / 100) for x, y in stroke]
+    first, *others = pad.axes[0].transData.transform(places).tolist()
+    events = [MouseEvent("button_press_event", pad.canvas, *first, button)]
+    events += [MouseEvent("motion_notify_event", pad.canvas, *place) for place in others]
+    for event in (*events, MouseEvent("button_release_event", pad.canvas, *[first, *others][-1], button)):
+        pad.canvas.callbacks.process(event.name, event)
+    return torch.tensor(pad.axes[1].images[0].get_array()), pad.axes[2].get_title()
 
 
 KINDS = {
