@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.datasets import MNIST
 
-# For the second half of the file: plots, pictures, files and the command line.
+# Mostly for what follows the story: plots, pictures, files and the command line.
 import argparse
 import errno
 import glob
@@ -16,7 +16,7 @@ import io
 import math
 import sys
 import time
-from os.path import expanduser
+from os.path import exists, expanduser
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from matplotlib.figure import Figure
@@ -29,7 +29,7 @@ from torchvision.transforms.functional import pil_to_tensor, resize
 EPOCHS = 5  # passes over the training images
 BATCH_SIZE = 100  # images in one training step
 LR = 1e-3  # learning rate at the start: how far a step changes the weights; run lets it fall to zero
-SEED = 0  # seed of the random numbers: on one CPU, the same seed gives the same result
+SEED = 0  # seed of the random numbers: on the same machine, the same seed gives the same result
 LOG_INTERVAL = 20  # batches from one logged loss to the next
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # where the network is trained
 DATA_DIR = "data"  # beside this file; holds MNIST, or gets the download
@@ -49,12 +49,12 @@ def make_loaders(mnist, batch_size, device, validate=False):
         train_images, test_images = train_images[:-10_000], train_images[-10_000:]
         train_labels, test_labels = train_labels[:-10_000], train_labels[-10_000:]
     train_set, test_set = TensorDataset(train_images, train_labels), TensorDataset(test_images, test_labels)
-    train_loader = DataLoader(train_set, batch_size, shuffle=True)  # new batches in each epoch: the same teach less
+    train_loader = DataLoader(train_set, batch_size, shuffle=True)  # other batches in each epoch: they teach more
     return train_loader, DataLoader(test_set, batch_size)
 
 
 class CNN(nn.Module):
-    """A convolutional network that turns images into logits: ten numbers, one per digit; the highest is its guess."""
+    """A convolutional network that turns images into logits: one number per digit; the highest marks its guess."""
 
     def __init__(self):
         super().__init__()
@@ -80,10 +80,10 @@ class CNN(nn.Module):
             nn.Dropout(0.1),  # in training, zeroes a tenth at random, so that the network relies on no single one
             nn.Linear(64 * 2 * 2, 10),  # 10 logits
         )
-        # Small first weights learn faster, because a step of the optimizer, Adam, is as long for small ones as for
-        # large ones. Here they are about 0.01 (usual: 0.02 to 0.1); batch norm brings what comes out to scale.
+        # Small first weights learn faster, because a step of the optimizer, Adam, is as long for small weights as for
+        # large ones. Here they are about 0.01 (usual: 0.02 to 0.1), and batch norm rescales what comes out.
         for layer in self.layers:
-            if isinstance(layer, nn.Conv2d) and layer.bias is None:  # with a bias, no batch norm follows
+            if isinstance(layer, nn.Conv2d) and layer.bias is None:  # one with a bias has no batch norm to rescale it
                 nn.init.normal_(layer.weight, std=0.01)
 
     def forward(self, images):
@@ -96,7 +96,7 @@ def augment(images, stretch=0.1, slant=0.2, shift=1):
     # Each pixel (x, y) is looked up in the original at another place: (a * x + b * y + c, d * x + e * y + f). Every
     # image has six such numbers, [[a, b, c], [d, e, f]]. torch.eye(2, 3), with a = e = 1, would change nothing; what
     # is added, at random up to a limit, changes width and height by up to a tenth (a, e), slants rows and columns by
-    # up to 1 in 5 (b, d), and moves the image by up to a pixel (c, f): 2 / 28, as x and y go from -1 to 1.
+    # up to 1 in 5 (b, d), and moves the image by up to a pixel (c, f): 2 / 28, as x goes from -1 to 1.
     limits = torch.tensor([[stretch, slant, shift * 2 / 28], [slant, stretch, shift * 2 / 28]])
     matrices = torch.eye(2, 3) + limits * torch.empty(len(images), 2, 3).uniform_(-1, 1)
     grid = F.affine_grid(matrices.to(images.device), images.shape, align_corners=False)  # where to look
@@ -115,8 +115,8 @@ def train(model, loader, optimizer, scheduler, epoch, epochs, log_interval):
         loss.backward()  # stores in each weight its gradient: how the loss changes when the weight grows
         optimizer.step()  # change each weight a little, against its gradient
         scheduler.step()  # set the learning rate of the next step
-        losses.append(loss.detach())  # the number alone: what backward needed can be forgotten
-        accuracies.append(100 * (logits.argmax(dim=1) == labels).float().mean())  # argmax: the digit with most
+        losses.append(loss.detach())  # the number alone: PyTorch can free what backward needed
+        accuracies.append(100 * (logits.argmax(dim=1) == labels).float().mean())  # argmax: the digit of the highest
         if number % log_interval == 0:
             print(f"epoch {epoch}/{epochs}  batch {number:3}/{len(loader)}  loss {loss.item():.4f}", flush=True)
     return torch.stack(losses).cpu(), torch.stack(accuracies).cpu()  # at the end, as .cpu() waits for a GPU to finish
@@ -136,14 +136,14 @@ def evaluate(model, loader):
 
 
 def run(args):
-    """Train, test, and save the weights and plots, as main's flags in args ask; return the accuracy in per cent."""
+    """Train, test, and save the weights and plots; args has main's flags; return the accuracy in per cent."""
     train_loader, test_loader = make_loaders(load_mnist(args.data_dir), args.batch_size, args.device, args.validate)
     torch.manual_seed(args.seed)
     torch.backends.nnpack.set_flags(False)  # for Macs: PyTorch's use of NNPACK there is nearly three times as slow
-    model = CNN().to(args.device, memory_format=torch.channels_last)  # this order in memory is faster on a CPU
-    # Adam divides gradients by their usual size: here that of about 100 steps (0.99); of 1,000 by default (0.999).
+    model = CNN().to(args.device, memory_format=torch.channels_last)  # channels stored last: faster on a CPU
+    # Adam divides each gradient by its recent size, averaged over about 100 steps (0.99; the default 0.999: 1,000).
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, betas=(0.9, 0.99))
-    steps = args.epochs * len(train_loader)  # the learning rate is lr for 30% of them, then falls in a line to 0
+    steps = args.epochs * len(train_loader)  # the learning rate is lr for 30% of them, then falls linearly to 0
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1, (1 - step / steps) / 0.7))
     split, count = "validation" if args.validate else "test", len(test_loader.dataset)
     print(f"device: {args.device}")
@@ -163,7 +163,7 @@ def run(args):
         print(f"epoch {epoch}/{args.epochs}  {results}", flush=True)
     print(f"{split.capitalize()}: average loss {test_loss:.4f}, accuracy {accuracy:.2f}% ({correct}/{count})")
     saved = save(args.output_dir / "mnist_cnn.pt", model.state_dict())
-    saved &= save(args.output_dir / "loss_curves.png", plot_curves(history, split))  # also where the last one failed
+    saved &= save(args.output_dir / "loss_curves.png", plot_curves(history, split))  # even if the one before failed
     saved &= save(args.output_dir / "mistakes.png", plot_mistakes(*test_loader.dataset.tensors, probabilities, split))
     if not saved:
         sys.exit(1)  # save has said why
@@ -185,7 +185,7 @@ def plot_curves(history, split):
         axes.plot(range(1, len(tests) + 1), tests, "o-", label=f"{split}, after each epoch")
     upper.set(ylabel="cross-entropy loss", yscale="log")
     upper.legend()
-    lower.set(xlabel="epoch", ylabel="accuracy (%)", ylim=(min(test_accuracies) - 10, 100.5))  # not the first guesses
+    lower.set(xlabel="epoch", ylabel="accuracy (%)", ylim=(min(test_accuracies) - 10, 100.5))  # not the start
     return figure
 
 def plot_mistakes(images, labels, probabilities, split, most=100):
@@ -256,10 +256,10 @@ def find_ink(picture):
     down, across = image.shape[0] // 5, image.shape[1] // 5
     middle = slice(down, image.shape[0] - down), slice(across, image.shape[1] - across)
     mean = F.avg_pool2d(image[middle][None], 33, stride=1, padding=16, count_include_pad=False)[0]
-    if (image[middle] - mean).pow(3).mean() < 0:
+    if (image[middle] - mean).pow(3).mean() < 0:  # the cube keeps the sign, and weighs large differences most
         image = -image
     # One way: ink is narrower than a square of 39 x 39 (a top-hat), and no table or shadow that touches the border.
-    narrow = image - dilate(-dilate(-image, 19), 19)
+    narrow = image - dilate(-dilate(-image, 19), 19)  # less what is left where bright spots shrink, and grow again
     border = narrow - F.pad(narrow[1:-1, 1:-1], [1] * 4)  # its outermost pixels alone
     narrow = narrow - spread(border, narrow)
     # The other, for a digit that touches the border: ink is unlike most of the border, and reaches the middle.
@@ -301,7 +301,7 @@ def prepare(picture):
 
 @torch.inference_mode()
 def read_digit(model, looks):
-    """Return the look that the network takes for a digit more than the others, and its probabilities, (10,)."""
+    """Return the look that the network finds most like a digit, and its probabilities, (10,)."""
     logits = model(looks)
     best = logits.amax(dim=1).argmax()
     return looks[best], logits[best].softmax(dim=0)
@@ -317,7 +317,7 @@ def predict(model, patterns, output_dir, most=100):
     """Print each picture's digit, and plot how the first were read; exit with status 1 if anything fails."""
     paths, readings, failed = [], [], False
     for pattern in patterns:  # Windows does not expand *.png; a name may itself have a star or brackets
-        paths += sorted(glob.glob(pattern)) or [pattern]
+        paths += [pattern] if exists(pattern) else sorted(glob.glob(pattern)) or [pattern]
     for path in paths:
         try:
             picture = read_picture(path)
@@ -363,7 +363,7 @@ def draw_pad(figure, model):
     lasso = LassoSelector(pad, strokes.append, props=pen, button=1)  # draws below the pen, and adds what it has drawn
     def update(event):
         image, probabilities, title = torch.zeros(1, 28, 28), torch.zeros(10), ""
-        if (event.name, event.key) == ("key_press_event", "c") or getattr(event, "button", None) == 3:
+        if event.name == "key_press_event" and event.key == "c" or getattr(event, "button", None) == 3:
             strokes.clear()
         if strokes:
             image, probabilities = read_digit(model, prepare_strokes(strokes)[None])
@@ -387,7 +387,7 @@ def open_pad(model):
         if not figure.canvas.required_interactive_framework:
             raise ImportError("its back end has no windows")
     except Exception as error:  # a toolkit that is not installed, or finds no display, raises whatever it likes
-        sys.exit(f"mnist_cnn.py: No window can be opened: Debian needs python3-tk ({' '.join(str(error).split())}).")
+        sys.exit(f"mnist_cnn.py: No window: use a desktop, a Python with tkinter ({' '.join(str(error).split())}).")
     draw_pad(figure, model)
     pyplot.show(block=True)
 
@@ -423,7 +423,7 @@ def load_mnist(data_dir):
             return MNIST(data_dir, train=True, download=True), MNIST(data_dir, train=False)
     except Exception as error:  # torchvision raises whatever it likes
         names, reason = ", ".join(dict(MNIST.resources)), " ".join(str(error).split())
-        sys.exit(f"mnist_cnn.py: No {MNIST.__name__}: put {names} in {raw} ({reason})")
+        sys.exit(f"mnist_cnn.py: Can't load {MNIST.__name__} ({reason}): put {names} in {raw}.")
 
 def load_model(path):
     """Return the network with the weights that a training saved; end the program if there are none."""
@@ -456,13 +456,13 @@ def parse_args(argv=None):
     parser.add_argument("--data-dir", type=expanduser, default=data_dir, help="folder of MNIST")
     parser.add_argument("--output-dir", type=expanduser, default=output_dir, help="folder of the weights and plots")
     parser.add_argument("--validate", default=VALIDATE, action=argparse.BooleanOptionalAction, help="hold out images")
-    instead, unset = parser.add_mutually_exclusive_group(), argparse.SUPPRESS  # these two have no default to tell of
+    instead, unset = parser.add_mutually_exclusive_group(), argparse.SUPPRESS  # no default: not even in args
     instead.add_argument("--predict", nargs="+", metavar="IMAGE", default=unset, help="read these pictures instead")
     instead.add_argument("--draw", action="store_true", default=unset, help="open a pad to write digits on instead")
     args = parser.parse_args(argv)
     args.data_dir, args.output_dir = Path(args.data_dir), Path(args.output_dir)
-    limits = {"epochs": (1, 1e6), "batch_size": (1, 60_000), "log_interval": (1, 1e6), "seed": (0, 2**64 - 1)}
-    for name, (least, most) in {**limits, "lr": (1e-37, 1e37)}.items():
+    limits = dict(epochs=(1, 1e6), batch_size=(1, 6e4), lr=(1e-37, 1e37), log_interval=(1, 1e6), seed=(0, 2**64 - 1))
+    for name, (least, most) in limits.items():
         if not least <= getattr(args, name) <= most:
             parser.error(f"argument --{name.replace('_', '-')}: must be from {least:g} to {most:g}")
     return args
@@ -493,8 +493,8 @@ if __name__ == "__main__":
     except KeyboardInterrupt:
         print("mnist_cnn.py: Stopped before the end.", file=sys.stderr)
         sys.exit(130)
-    except OSError as error:  # a reader that closed the output, as head does; on Windows it is EINVAL
-        if error.errno not in (errno.EPIPE, errno.EINVAL):
+    except OSError as error:  # only of printing: to head, which has enough (EINVAL on Windows), or to a full disk
+        if error.filename or error.errno not in (errno.EPIPE, errno.EINVAL, errno.ENOSPC):
             raise
         sys.stdout = None  # Python would try to print the rest, and complain
-        sys.exit("mnist_cnn.py: Stopped before the end, as the output was closed.")
+        sys.exit(f"mnist_cnn.py: Stopped before the end, as nothing more could be printed ({error.strerror}).")

@@ -144,6 +144,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="epochs of each side; 0 leaves them out")
     parser.add_argument("--seeds", type=int, default=0, help="runs for the accuracy; 0 leaves them out")
+    parser.add_argument("--epochs", type=int, nargs="+", default=[5, 1], help="how long these runs are")
     parser.add_argument("--example-seeds", type=int, default=0, help="the same for the example, one epoch each")
     parser.add_argument("--data-dir", default=mnist_cnn.parse_args([]).data_dir)
     parser.add_argument("--device", default=mnist_cnn.DEVICE)
@@ -152,7 +153,7 @@ def main():
     print(f"{platform.machine()}, {where}, Python {platform.python_version()}, torch {torch.__version__}")
     if args.rounds:
         compare_training(args.rounds, args.data_dir, args.device)
-    for epochs in (5, 1) if args.seeds > 1 else ():
+    for epochs in args.epochs if args.seeds > 1 else ():
         measure_accuracy(args.seeds, epochs, args.data_dir, args.device)
     if args.example_seeds > 1:
         measure_example(args.example_seeds, args.data_dir, args.device)

@@ -22,7 +22,7 @@ def pytest_configure(config):
     command = [sys.executable, str(ROOT / "mnist_cnn.py"), *FLAGS, "--validate", "--output-dir", "made/by the run"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen(command, cwd=folder, env=environment, **pipes)
-    for cleanup in (lambda: shutil.rmtree(folder), process.wait, process.kill):  # the last one is called first
+    for cleanup in (lambda: shutil.rmtree(folder), process.communicate, process.kill):  # the last one is called first
         config.add_cleanup(cleanup)
     config.training = process, folder / "made" / "by the run"
 
