@@ -387,7 +387,7 @@ def open_pad(model):
         if not figure.canvas.required_interactive_framework:
             raise ImportError("its back end has no windows")
     except Exception as error:  # a toolkit that is not installed, or finds no display, raises whatever it likes
-        sys.exit(f"mnist_cnn.py: No window: use a desktop, a Python with tkinter ({' '.join(str(error).split())}).")
+        sys.exit(f"mnist_cnn.py: No window: it needs a desktop and tkinter ({' '.join(str(error).split())}).")
     draw_pad(figure, model)
     pyplot.show(block=True)
 
