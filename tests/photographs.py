@@ -172,8 +172,8 @@ def drawn(digit, ink="#2040a0", paper="#f4e8b0", width=20):
     return pil_to_tensor(picture.resize((170, 130))).float() / 255
 
 
-# An orientation that says 6 with a type that is none, and a table that ends too early.
-DAMAGED_EXIF = b"Exif\0\0MM\0*\0\0\0\x08\0\x09\x01\x12\0\x02\0\0\0\x09\xff\xff"
+# One with a head that is none, and one that ends in its first entry.
+DAMAGED_EXIF = [b"Exif\0\0XX\0*\0\0\0\x08", b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12"]
 
 
 def save_in_many_formats(digit, folder):
@@ -199,8 +199,9 @@ def save_in_many_formats(digit, folder):
     exif[0x0112] = 6  # what a turned camera writes: show it a quarter turn clockwise
     for name, file in files.items():
         file.save(folder / name, **({"exif": exif} if name == "turned.jpg" else {}))
-    grey.save(folder / "damaged.jpg", exif=DAMAGED_EXIF)
-    files["damaged.jpg"] = grey
+    for number, damaged in enumerate(DAMAGED_EXIF):
+        files[f"damaged{number}.jpg"] = grey
+        grey.save(folder / f"damaged{number}.jpg", exif=damaged)
     return levels, [folder / name for name in files]
 
 

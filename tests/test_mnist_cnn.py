@@ -132,6 +132,7 @@ def test_smoke(trained, mnist):
     batches = re.findall(r"epoch 1/1 .*batch +(\d+)/500 .*loss \d+\.\d+", out)
     assert [int(batch) for batch in batches] == list(range(20, 501, 20))
     loss, accuracy, correct, total = reported(out, "Validation")
+    assert float(re.search(r"training loss \S+ accuracy (\d+\.\d+)%", out)[1]) > 50
     assert total == 10_000
     assert accuracy == correct / 100 >= 85
     for name in ("loss_curves.png", "mistakes.png"):
@@ -368,7 +369,7 @@ def test_what_shows_no_digit_is_refused():
             mnist_cnn.prepare(picture)
 
 
-def test_kinds_of_files(tmp_path):
+def test_kinds_of_files(tmp_path, recwarn):
     levels, paths = save_in_many_formats(3, tmp_path)
     expected = mnist_cnn.prepare(levels[None] / 255)
     for path in paths:
@@ -376,6 +377,7 @@ def test_kinds_of_files(tmp_path):
         assert picture.dtype == torch.float32, path
         assert picture.equal(picture.clamp(0, 1)), path
         assert likeness(mnist_cnn.prepare(picture), expected).max() > 0.9, path
+    assert not recwarn.list
 
 
 @pytest.mark.filterwarnings("error")  # fonts may lack the letters of a name
