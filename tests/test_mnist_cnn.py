@@ -357,7 +357,7 @@ def test_own_digits_are_read_like_untouched_ones(looks, trained, digits):
 def test_what_shows_no_digit_is_refused():
     torch.manual_seed(0)
     light = 0.9 - 0.4 * torch.linspace(0, 1, 400).expand(3, 300, 400)  # on paper, from one side
-    specks = [F.pad(torch.ones(1, 1, 1), [size] * 4) for size in (14, 50)]
+    specks = [F.pad(torch.ones(1, 1, width), [50] * 4) for width in (1, 5)]
     for picture in (
         torch.ones(3, 50, 60),
         torch.zeros(1, 1, 1),
