@@ -52,7 +52,7 @@ def make_example(device):
     return model, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.7)
 
 
-def example_epoch(model, loader, optimizer, scheduler, device):
+def example_epoch(model, optimizer, scheduler, loader, device):
     """Train the official example for an epoch."""
     model.train()
     for images, labels in loader:
@@ -73,13 +73,11 @@ def example_accuracy(model, loader, device):
     return 100 * right / len(loader.dataset)
 
 
-def run_program(**flags):
+def run_program(*flags):
     """Call the program's main with flags; return the accuracy in per cent."""
-    words = ["--log-interval", "1000000"]
-    for name, value in flags.items():
-        words += ["--" + name.replace("_", "-"), str(value)]
+    words = map(str, flags)
     with tempfile.TemporaryDirectory() as outputs:
-        return mnist_cnn.main([*words, "--output-dir", outputs])
+        return mnist_cnn.main([*words, "--log-interval=1000000", "--output-dir", outputs])
 
 
 def seconds(work, *arguments):
@@ -94,17 +92,17 @@ def seconds(work, *arguments):
 def compare_training(rounds, data_dir, device):
     """Train both programs by turns, an epoch each; print how long each takes."""
     loader = example_loader(data_dir, True)
-    example, optimizer, scheduler = make_example(device)
+    example = make_example(device)
     train, times = mnist_cnn.train, []
 
     def train_by_turns(*arguments):
         ours, result = seconds(train, *arguments)
-        theirs, _ = seconds(example_epoch, example, loader, optimizer, scheduler, device)
+        theirs, _ = seconds(example_epoch, *example, loader, device)
         times.append((ours, theirs))
         return result
 
     mnist_cnn.train = train_by_turns  # what main does is measured, whatever it trains
-    run_program(epochs=rounds, device=device, data_dir=data_dir)
+    run_program("--epochs", rounds, "--device", device, "--data-dir", data_dir)
     mnist_cnn.train = train
     ours, theirs = (statistics.median(column) for column in zip(*times))
     ratio = statistics.median(their / our for our, their in times)
@@ -119,20 +117,25 @@ def summary(values):
     return f"accuracy {spread} (lowest {min(values):.2f}%: {each})"
 
 
+def measure_program(seeds, epochs, data_dir, device):
+    """Print the program's test accuracy after so many epochs, of so many seeds."""
+    flags = ["--epochs", epochs, "--device", device, "--data-dir", data_dir]
+    accuracies = [run_program("--seed", seed, *flags) for seed in range(seeds)]
+    print(f"mnist_cnn, {epochs} epochs, {seeds} seeds: {summary(accuracies)}", flush=True)
+
+
 def measure_example(seeds, epochs, data_dir, device):
     """Print the official example's test accuracy after each of so many epochs, of so many seeds."""
     loader, test_loader = example_loader(data_dir, True), example_loader(data_dir, False)
-    rows = []
+    accuracies = [[] for _ in range(epochs)]
     for seed in range(seeds):
         torch.manual_seed(seed)
-        example, optimizer, scheduler = make_example(device)
-        row = []
-        for _ in range(epochs):
-            example_epoch(example, loader, optimizer, scheduler, device)
-            row.append(example_accuracy(example, test_loader, device))
-        rows.append(row)
-    for epoch, accuracies in enumerate(zip(*rows), start=1):
-        print(f"The example after epoch {epoch}, {seeds} seeds: {summary(accuracies)}", flush=True)
+        example = make_example(device)
+        for after_epoch in accuracies:
+            example_epoch(*example, loader, device)
+            after_epoch.append(example_accuracy(example[0], test_loader, device))
+    for epoch, after_epoch in enumerate(accuracies, start=1):
+        print(f"The example after epoch {epoch}, {seeds} seeds: {summary(after_epoch)}", flush=True)
 
 
 def main():
@@ -146,18 +149,18 @@ def main():
     add("--data-dir", default=mnist_cnn.parse_args([]).data_dir)
     add("--device", default=mnist_cnn.DEVICE)
     args = parser.parse_args()
+    data_dir, device = args.data_dir, args.device
     threads = f"{torch.get_num_threads()} CPU threads"
-    device = torch.cuda.get_device_name() if args.device == "cuda" else threads
-    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
-    print(f"{platform.machine()}, {device}, {versions}")
-    where = {"data_dir": args.data_dir, "device": args.device}
+    processor = torch.cuda.get_device_name() if device == "cuda" else threads
+    print(platform.machine(), processor, sep=", ", end=", ")
+    print(f"Python {platform.python_version()}, torch {torch.__version__}")
     if args.rounds:
-        compare_training(args.rounds, **where)
-    for epochs in args.epochs if args.seeds > 1 else ():
-        accuracies = [run_program(epochs=epochs, seed=seed, **where) for seed in range(args.seeds)]
-        print(f"mnist_cnn, {epochs} epochs, {args.seeds} seeds: {summary(accuracies)}", flush=True)
+        compare_training(args.rounds, data_dir, device)
+    if args.seeds > 1:
+        for epochs in args.epochs:
+            measure_program(args.seeds, epochs, data_dir, device)
     if args.example_seeds > 1:
-        measure_example(args.example_seeds, args.example_epochs, **where)
+        measure_example(args.example_seeds, args.example_epochs, data_dir, device)
 
 
 if __name__ == "__main__":
