@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 import torch
 from matplotlib import style
 from matplotlib.backend_bases import MouseButton
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.widgets import LassoSelector
 from PIL import Image, ImageDraw, ImageOps
@@ -27,7 +28,6 @@ from torch.nn import functional as F
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 from torchvision.datasets import MNIST
 from torchvision.datasets.utils import check_integrity, extract_archive
-from torchvision.ops import masks_to_boxes
 from torchvision.transforms.functional import center_crop, pil_to_tensor, resize, resized_crop
 
 # Each constant in capitals is the default of a flag: python mnist_cnn.py --epochs 3 --batch-size 64
@@ -151,8 +151,7 @@ def train(model, loader, optimizer, scheduler, epoch, epochs, log_interval):
         guesses = logits.argmax(dim=1)  # the digit of the highest logit
         accuracies.append(100 * (guesses == labels).float().mean())
         if number % log_interval == 0:
-            progress = f"epoch {epoch}/{epochs}  batch {number:3}/{len(loader)}"
-            print(f"{progress}  loss {loss.item():.4f}", flush=True)
+            print(f"epoch {epoch}/{epochs}  batch {number:3}/{len(loader)}  loss {loss.item():.4f}")
     # Only now to the CPU, because .cpu() waits until a GPU has finished.
     return torch.stack(losses).cpu(), torch.stack(accuracies).cpu()
 
@@ -195,7 +194,7 @@ def run(args):
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"device: {args.device}")
     print(f"images: {len(train_loader.dataset):,} for training, {count:,} for the {split}")
-    print(f"parameters: {parameters:,}", flush=True)
+    print(f"parameters: {parameters:,}")
 
     history = []  # of each epoch, what plot_curves shows
     for epoch in range(1, args.epochs + 1):
@@ -212,15 +211,14 @@ def run(args):
         history.append((losses, accuracies, test_loss, accuracy))
         trained = f"training loss {train_loss:.4f}, accuracy {accuracies.mean():.2f}%"
         tested = f"loss {test_loss:.4f}, accuracy {accuracy:.2f}%"
-        results = f"{trained}  {split} {tested}  {seconds:.1f} s"
-        print(f"epoch {epoch}/{args.epochs}  {results}", flush=True)
+        print(f"epoch {epoch}/{args.epochs}  {trained}  {split} {tested}  {seconds:.1f} s")
 
-    print(f"{split.capitalize()}: average {tested} ({correct}/{count})", flush=True)
-    images, labels = test_loader.dataset.tensors
+    print(f"{split.capitalize()}: average {tested} ({correct}/{count})")
     save(args.output_dir / "mnist_cnn.pt", model.state_dict())
     save(args.output_dir / "loss_curves.png", plot_curves(history, split))
-    save(args.output_dir / "mistakes.png", plot_mistakes(images, labels, probabilities, split))
-    print(f"Saved mnist_cnn.pt, loss_curves.png and mistakes.png in {args.output_dir}", flush=True)
+    mistakes = plot_mistakes(test_loader.dataset, probabilities, split)
+    save(args.output_dir / "mistakes.png", mistakes)
+    print(f"Saved mnist_cnn.pt, loss_curves.png and mistakes.png in {args.output_dir}")
     return accuracy
 
 
@@ -237,8 +235,8 @@ def plot_curves(history, split):
     plot_curve(lower, accuracies, test_accuracies, split)
     upper.set(ylabel="cross-entropy loss", yscale="log")
     upper.legend()
-    lowest = min(test_accuracies) - 10  # leaves out how training started
-    lower.set(xlabel="epoch", ylabel="accuracy (%)", ylim=(lowest, 100.5))
+    # The limits leave out how training started.
+    lower.set(xlabel="epoch", ylabel="accuracy (%)", ylim=(min(test_accuracies) - 10, 100.5))
     return figure
 
 
@@ -252,24 +250,27 @@ def plot_curve(axes, batches, tests, split):
     axes.plot(range(1, len(tests) + 1), tests, "o-", label=f"{split}, after each epoch")
 
 
-def plot_mistakes(images, labels, probabilities, split, most=100):
+def plot_mistakes(dataset, probabilities, split, most=100):
     """Return a figure of the misclassified images, the most confident first.
 
-    images has the shape (N, 1, 28, 28), labels (N,), and probabilities (N, 10).
+    dataset has the images (N, 1, 28, 28) and labels (N,); probabilities are (N, 10).
     """
+    images, labels = dataset.tensors
     confidences, guesses = probabilities.max(dim=1)
     wrong = (guesses != labels).nonzero().flatten()
     order = confidences[wrong].argsort(descending=True)
     worst = wrong[order][:most]
     rows = max(1, math.ceil(len(worst) / 10))
     figure = Figure(figsize=(11, 1.3 * rows + 0.6), dpi=150, layout="constrained")
-    title = f"{len(wrong)} of {len(labels):,} {split} images are misclassified"
-    figure.suptitle(f"{title}, the surest mistakes first")
+    figure.suptitle(
+        f"{len(wrong)} of {len(labels):,} {split} images are misclassified, "
+        "the surest mistakes first"
+    )
     grid = figure.subplots(rows, 10, subplot_kw={"frame_on": False, "xticks": [], "yticks": []})
     for axes, index in zip(grid.flat, worst):
         axes.imshow(images[index, 0].cpu().numpy(), cmap="gray_r")
-        said = f"said {guesses[index]} ({confidences[index]:.0%})"
-        axes.set_title(f"{said}\nis {labels[index]}", fontsize=8)
+        title = f"said {guesses[index]} ({confidences[index]:.0%})\nis {labels[index]}"
+        axes.set_title(title, fontsize=8)
     return figure
 
 
@@ -279,19 +280,24 @@ def plot_readings(readings):
     A reading is a name, a picture (channels, H, W), what the network saw of it (1, 28, 28), and
     its ten probabilities.
     """
-    rows = len(readings)
-    figure = Figure(figsize=(5, 1.8 * rows), dpi=150, layout="constrained")
-    plain = {"frame_on": False, "xticks": [], "yticks": []}
-    grid = figure.subplots(rows, 3, squeeze=False, subplot_kw=plain)
+    figure = Figure(figsize=(5, 1.8 * len(readings)), dpi=150, layout="constrained")
+    grid = figure.subplots(len(readings), 3, squeeze=False)
     for (left, middle, right), reading in zip(grid, readings):
         name, picture, image, probabilities = reading
         left.imshow(picture.movedim(0, -1).clamp(0, 1).numpy(), cmap="gray")
-        middle.imshow(image[0].numpy(), cmap="gray_r")
-        title = name[:40].encode("ascii", "backslashreplace").decode()  # fonts lack some letters
-        middle.set_title(title, fontsize=8, parse_math=False)
-        right.bar(range(10), probabilities.tolist(), tick_label=range(10))
-        right.set(ylim=(0, 1), frame_on=True)
+        left.set(xticks=[], yticks=[])
+        plot_reading(middle, right, image, probabilities)
+        # Fonts lack some letters.
+        middle.set_title(ascii(name[:40]), fontsize=8, parse_math=False)
     return figure
+
+
+def plot_reading(left, right, image, probabilities):
+    """Plot what the network saw, (1, 28, 28), and its probabilities, (10,), on two empty axes."""
+    left.imshow(image[0].numpy(), cmap="gray_r", vmin=0, vmax=1)
+    left.set(xticks=[], yticks=[])
+    right.bar(range(10), probabilities.tolist(), tick_label=range(10))
+    right.set(ylim=(0, 1))
 
 
 # Own digits: from a file to an image like MNIST's, which the network can read. Start with predict.
@@ -311,8 +317,7 @@ def read_picture(path):
                 ImageOps.exif_transpose(image, in_place=True)
             pixels = pil_to_tensor(image)
     except Exception as error:  # decoders raise whatever they like
-        reason = f"it can't be read ({error}); use an intact JPEG or PNG picture"
-        raise ValueError(reason) from error
+        raise ValueError(f"it can't be read ({error}); use an intact JPEG or PNG file") from error
     if len(pixels) == 1:
         pixels = pixels / pixels.max().clamp(min=1)
         return pixels.nan_to_num().clamp(0, 1)
@@ -346,17 +351,11 @@ def reconstruct(seeds, image):
     Vincent, "Morphological Grayscale Reconstruction in Image Analysis", 1993.
     """
     # Like water, the seeds flow on to their neighbours, but not above the image.
-    flood = torch.minimum(dilate(seeds, 1), image)
-    while not flood.equal(seeds):
-        seeds, flood = flood, torch.minimum(dilate(flood, 1), image)
-    return flood
-
-
-def mark_border(image):
-    """Return a mask of the outermost pixels of an image (H, W)."""
-    mask = torch.ones_like(image, dtype=torch.bool)
-    mask[1:-1, 1:-1] = False
-    return mask
+    while True:
+        flood = torch.minimum(dilate(seeds, 1), image)
+        if flood.equal(seeds):
+            return flood
+        seeds = flood
 
 
 def get_middle(image):
@@ -384,16 +383,17 @@ def find_narrow(image):
     """Return what is bright in an image (H, W), narrower than 39 pixels, and not at its border."""
     opened = dilate(erode(image, 19), 19)
     top_hat = image - opened
-    at_border = reconstruct(top_hat * mark_border(top_hat), top_hat)
+    inner = F.pad(top_hat[1:-1, 1:-1], [1] * 4)  # with a border of zeros
+    at_border = reconstruct(top_hat - inner, top_hat)
     return top_hat - at_border  # without tables and shadows
 
 
 def find_unlike(image):
-    """Return what is unlike most of the border of an image (H, W), and reaches its middle.
+    """Return what is unlike the paper in an image (H, W), and reaches its middle.
 
     So a digit is found that touches the border.
     """
-    paper = image[mark_border(image)].median()
+    paper = image[:, [0, -1]].median()  # a digit cut out tightly covers more of the other edges
     unlike = (image - paper).abs()
     in_middle = center_crop(get_middle(unlike), unlike.shape)  # fills up with zeros
     return reconstruct(in_middle, unlike)
@@ -413,21 +413,10 @@ def find_ink(picture):
     return inks
 
 
-def find_threshold(image):
-    """Return the level halfway between the means of an image's pixels above and below it.
-
-    Ridler and Calvard, "Picture Thresholding Using an Iterative Selection Method", 1978.
-    """
-    threshold = image.mean()
-    for _ in range(20):
-        above = image > threshold
-        threshold = (image[above].mean() + image[~above].mean()) / 2
-    return threshold
-
-
 def cut_out(ink):
-    """Return the digit in an image of ink (H, W), cut out, (h, w) in [0, 1]; None for a speck."""
-    mask = ink > find_threshold(ink)
+    """Return an image of ink (H, W) with one digit alone, in [0, 1]; None where it is a speck."""
+    level = ink.square().sum() / ink.sum()  # the mean, weighted by ink: near that of the strokes
+    mask = ink > 0.6 * level
     near = dilate(mask.float(), 6)  # strokes with less than 12 pixels between them belong together
     density = F.avg_pool2d((ink * mask)[None], 21, stride=1, padding=10)[0] * near
     densest = near * (density == density.max())
@@ -435,28 +424,26 @@ def cut_out(ink):
     if digit.sum() < 16:
         return None
     edged = dilate(digit.float(), 1)  # by 1, for the grey levels of its edge
-    ink = (ink / ink[digit].mean()).clamp(max=1) * edged
-    left, top, right, bottom = masks_to_boxes(digit[None])[0].int().tolist()
-    return ink[top : bottom + 1, left : right + 1]
+    return edged * (ink / ink[digit].mean()).clamp(max=1)
 
 
 def center(ink):
-    """Return ink (h, w) as MNIST has it, (1, 28, 28).
+    """Return an image of a digit's ink (H, W) in [0, 1] as MNIST has it, (1, 28, 28).
 
     It is 20 pixels high or wide, and its centre of mass is in the centre. LeCun et al.,
     "Gradient-Based Learning Applied to Document Recognition", 1998, III-A.
     """
-    height, width = ink.shape
-    side = round(max(height, width) * 28 / 20)
-    mass = ink / ink.sum()
-    mean_y = mass.sum(dim=1) @ torch.arange(0.5, height)
-    mean_x = mass.sum(dim=0) @ torch.arange(0.5, width)
-    top, left = round(mean_y.item() - side / 2), round(mean_x.item() - side / 2)
+    places, mass = ink.nonzero(), ink[ink > 0]
+    low, high = places.aminmax(dim=0)
+    size = (high - low).max().item()
+    side = round(size * 28 / 20)
+    center_of_mass = mass @ (places + 0.5) / mass.sum()
+    top, left = (center_of_mass - side / 2).round().int().tolist()
     image = resized_crop(ink[None], top, left, side, side, [28, 28])
     # Thin strokes turn grey when they are scaled down: brighten them to 0.6 on average, or nearly
     # what MNIST's own have, 0.69.
-    mean = image[image > 0].mean().item()
-    return (image * max(1, 0.6 / mean)).clamp(max=1)
+    mean = image[image > 0].mean().clamp(max=0.6)
+    return (image * 0.6 / mean).clamp(max=1)
 
 
 def prepare(picture):
@@ -487,19 +474,18 @@ def has_neighbours(ink):
     """Say whether an image of ink (H, W) has parts of similar height side by side."""
     mask = ink > ink.max() / 3
     gaps = (~mask.any(dim=0)).nonzero().flatten()  # columns without ink
-    heights = [part.any(dim=1).sum().item() for part in mask.tensor_split(gaps, dim=1)]
-    *_, second, first = sorted([0, *heights])
-    return second > first / 2
+    parts = mask.tensor_split(gaps, dim=1)
+    heights = torch.stack([part.any(dim=1).sum() for part in parts])
+    return (heights > heights.max() / 2).sum() > 1
 
 
 def find_files(patterns):
     """Return the paths that patterns such as *.png stand for; Windows leaves that to programs."""
     paths = []
     for pattern in patterns:
-        if exists(pattern):  # a name may itself have a star or brackets
-            paths.append(pattern)
-        else:
-            paths += sorted(glob.glob(pattern)) or [pattern]
+        # A name may itself have a star or brackets.
+        found = [] if exists(pattern) else sorted(glob.glob(pattern))
+        paths += found or [pattern]
     return paths
 
 
@@ -516,10 +502,12 @@ def predict(model, patterns, output_dir, most=100):
             continue
         image, probabilities = read_digit(model, looks)
         reading = describe(probabilities)
+        if probabilities.max() < 0.5:
+            reading += " - unsure: see predictions.png"
         votes = [has_neighbours(ink) for ink in find_ink(picture)]
         if sum(votes) > len(votes) / 2:
             reading += " - more than one digit? cut them apart"
-        print(f"{path}: {reading}", flush=True)
+        print(f"{path}: {reading}")
         if len(readings) < most:
             readings.append((Path(path).name, shrink(picture, 250), image, probabilities))
     if readings:
@@ -529,13 +517,11 @@ def predict(model, patterns, output_dir, most=100):
 
 
 def describe(probabilities):
-    """Return in words what ten probabilities say: the digit, a second choice, and a doubt."""
+    """Return in words what ten probabilities say: the digit, and perhaps a second choice."""
     (first, second), (digit, other) = probabilities.topk(2)
     words = f"{digit} ({first:.1%})"
     if second > 0.01:
         words += f", or {other} ({second:.1%})"
-    if first < 0.5:
-        words += " - unsure: see predictions.png"
     return words
 
 
@@ -546,7 +532,7 @@ def prepare_strokes(strokes, pen_width=2.5):
     A stroke is a list of points (x, y) in any unit, y downward; pen_width is in pixels of 28 x 28
     (of 2 to 3.5, 2.5 was read best).
     """
-    strokes = [torch.tensor(stroke, dtype=torch.float64) for stroke in strokes]
+    strokes = [torch.tensor(stroke) for stroke in strokes]
     low, high = torch.cat(strokes).aminmax(dim=0)
     radius = 4 * pen_width  # all is drawn eight times too large: center shrinks it
     scale = (160 - 2 * radius) / (high - low).max().clamp(min=1e-9)
@@ -565,51 +551,54 @@ def draw_pad(figure, model):
 
     Beside it are what the network sees, and its probabilities.
     """
-    pad, view, bars = figure.subplots(
-        1, 3, width_ratios=(2, 1, 1), subplot_kw={"facecolor": "white", "xticks": [], "yticks": []}
+    pad, view, bars = figure.subplots(1, 3, width_ratios=(2, 1, 1))
+    pad.set(
+        title="write a digit; c or a right click clears",
+        aspect="equal",
+        xlim=(0, 1),
+        ylim=(1, 0),
+        xticks=[],
+        yticks=[],
     )
-    pad.set(title="write a digit; c or a right click clears")
-    pad.set(xlim=(0, 1), ylim=(1, 0), aspect="equal")
-    bars.set(xticks=range(10), ylim=(0, 1))
-    seen = view.imshow(torch.zeros(28, 28).numpy(), cmap="gray_r", vmin=0, vmax=1)
-    heights = bars.bar(range(10), [0] * 10)
-    pen = {"color": "black", "linewidth": 9, "marker": "o", "markersize": 8}
-    (line,) = pad.plot([], [], **pen)
+    pen = {"color": "black", "linewidth": 9}
+    lines = pad.add_collection(LineCollection([], capstyle="round", **pen))
     strokes = []
-    # Draws below the pen, and adds the stroke when it is lifted.
-    lasso = LassoSelector(pad, strokes.append, props=pen, button=MouseButton.LEFT)
 
     def show(strokes):
-        image, probabilities, title = torch.zeros(1, 28, 28), torch.zeros(10), ""
+        view.clear()
+        bars.clear()
+        image, probabilities = torch.zeros(1, 28, 28), torch.zeros(10)
         if strokes:
             image, probabilities = read_digit(model, prepare_strokes(strokes)[None])
-            title = f"{probabilities.argmax()} ({probabilities.max():.1%})"
-        gap = [(math.nan, math.nan)]
-        points = [point for stroke in strokes for point in [*stroke, *gap]]
-        line.set_data([x for x, _ in points], [y for _, y in points])
-        seen.set_data(image[0].numpy())
-        for bar, probability in zip(heights, probabilities.tolist()):
-            bar.set_height(probability)
-        bars.set_title(title)
+            bars.set_title(describe(probabilities))
+        plot_reading(view, bars, image, probabilities)
+        lines.set_segments(strokes)
         figure.canvas.draw_idle()
 
-    def on_move(event):
-        if lasso.verts:  # the stroke that is being written
-            show([*strokes, lasso.verts])
+    def add(stroke):
+        if len(set(stroke)) > 1:  # not for a click, such as one that brings the window to the front
+            strokes.append(stroke)
+        show(strokes)
 
-    def on_release(event):
+    # Draws below the pen, and calls add when it is lifted.
+    lasso = LassoSelector(pad, add, props=pen, button=MouseButton.LEFT)
+
+    def on_mouse(event):
         if event.button == MouseButton.RIGHT:
             strokes.clear()
-        show(strokes)
+            show(strokes)
+        if lasso.verts:  # the stroke that is being written
+            show([*strokes, lasso.verts])
 
     def on_key(event):
         if event.key == "c":
             strokes.clear()
-        show(strokes)
+            show(strokes)
 
-    figure.canvas.mpl_connect("motion_notify_event", on_move)
-    figure.canvas.mpl_connect("button_release_event", on_release)
+    figure.canvas.mpl_connect("motion_notify_event", on_mouse)
+    figure.canvas.mpl_connect("button_press_event", on_mouse)
     figure.canvas.mpl_connect("key_press_event", on_key)
+    show(strokes)
 
 
 def open_pad(model):
@@ -617,25 +606,19 @@ def open_pad(model):
     try:
         from matplotlib import pyplot  # only here, because it looks for a display
 
-        with pyplot.rc_context({"toolbar": "None"}):  # c is one of the toolbar's keys
-            figure = pyplot.figure("mnist_cnn", figsize=(11, 5.5), layout="constrained")
+        figure = pyplot.figure("mnist_cnn", figsize=(11, 5.5), layout="constrained")
         if not figure.canvas.required_interactive_framework:
             raise ImportError("its back end has no windows")
     except Exception as error:  # a toolkit that isn't installed, or finds no display: any error
-        stop(f"No window: it needs a desktop and tkinter ({one_line(error)}).")
+        stop(f"No window: it needs a desktop and tkinter ({error}).")
     draw_pad(figure, model)
     pyplot.show(block=True)
 
 
 # Files and the command line: whatever goes wrong here ends the program with one sentence.
 def stop(sentence):
-    """End the program with status 1, and a sentence on stderr."""
-    sys.exit(f"mnist_cnn.py: {sentence}")
-
-
-def one_line(error):
-    """Return an error's message, without its line breaks."""
-    return " ".join(str(error).split())
+    """End the program with status 1, and a sentence on stderr, in one line."""
+    sys.exit("mnist_cnn.py: " + sentence.replace("\n", " "))
 
 
 def save(path, result):
@@ -682,19 +665,16 @@ def load_mnist(data_dir):
             return MNIST(data_dir, train=True, download=True), MNIST(data_dir, train=False)
     except Exception as error:  # torchvision raises whatever it likes
         names = ", ".join(name for name, _ in MNIST.resources)
-        stop(f"Can't load {MNIST.__name__} ({one_line(error)}): put {names} in {raw}.")
+        stop(f"Can't load {MNIST.__name__} ({error}): put {names} in {raw}.")
 
 
 def load_model(path):
     """Return the network with the weights that a training saved; end the program if it has none."""
     model = CNN()
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-        model.load_state_dict(weights)
-    except Exception as error:  # torch raises whatever it likes for a damaged file
-        known = isinstance(error, (RuntimeError, OSError))
-        reason = one_line(error) if known else "it is damaged"
-        stop(f"{path} holds no weights of the CNN as it is now: train first ({reason})")
+        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception:  # torch raises whatever it likes for a damaged file
+        stop(f"{path} holds no weights of the CNN as it is now: train first.")
     return model.eval()
 
 
@@ -705,10 +685,8 @@ def folder(path, beside=""):
 
 def parse_args(argv=None):
     """Return the flags of argv or else the command line; a wrong one ends with status 2."""
-    try:
-        script = Path(__file__).resolve()  # not the link that it may have been started through
-    except NameError:  # in a notebook's cell
-        script = Path("cell")
+    # A notebook's cell has no file. A link is not meant that it may have been started through.
+    script = Path(globals().get("__file__", "cell")).resolve()
     if argv is None and Path(sys.argv[0]).resolve() != script:
         argv = []  # an editor or a notebook was started, not this file: the flags are for them
     parser = argparse.ArgumentParser(
@@ -763,9 +741,9 @@ def main(argv=None):
 # dependencies = ["torch>=2.4", "torchvision>=0.19", "matplotlib>=3.8"]
 # ///
 if __name__ == "__main__":
-    if isinstance(sys.stdout, io.TextIOWrapper):  # not in a notebook
+    if hasattr(sys.stdout, "reconfigure"):  # not in a notebook
         # A name may have letters that a console lacks.
-        sys.stdout.reconfigure(errors="backslashreplace")
+        sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
     try:
         main()
     except KeyboardInterrupt:

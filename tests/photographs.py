@@ -266,6 +266,17 @@ def note(digit, rng):
     return save_as_jpeg(picture, rng)
 
 
+def lined(digit, rng):
+    """Photograph a digit on ruled or squared paper, lines up to as dark as its ink: (3, H, W)."""
+    picture = photo(digit, rng)
+    gap = rng.randint(15, 45)
+    light = rng.uniform(0.3, 0.8)
+    picture[:, ::gap] *= light
+    if rng.random() < 0.5:
+        picture[:, :, ::gap] *= light
+    return picture
+
+
 KINDS = {
     "photograph, even light": photo,
     "photograph, a shadow's edge": partial(photo, shadow=True),
@@ -274,6 +285,7 @@ KINDS = {
     "photograph, a darker table": partial(photo, table_sides=4),
     "photograph, a lighter table": partial(photo, table_sides=4, light_table=True),
     "photograph, a note on a desk": note,
+    "photograph, ruled or squared paper": lined,
     "cut out tightly": cut_out,
     "clean scan": scan,
     "clean scan, bold": bold,

@@ -259,7 +259,12 @@ def test_notebook(monkeypatch):
     program = execute(SOURCE)
     program.update(SEED=5, DATA_DIR="my data")
     args = program["parse_args"]()
-    assert (args.seed, args.data_dir) == (5, Path("my data"))
+    assert (args.seed, args.data_dir) == (5, Path("my data").resolve())
+
+
+def test_uv_installs_what_pip_does():
+    packages = re.search(r"# dependencies = \[(.*)\]", SOURCE)[1]
+    assert re.findall(r'"(.+?)"', packages) == (ROOT / "requirements.txt").read_text().split()
 
 
 WIDTHS = r"(?<!size )\b(16|32|64)\b"
@@ -437,10 +442,11 @@ def test_pad(pad, clear):
     write_digit(pad, 7, size=0.8, corner=(0.1, 0.1))
 
 
-def test_pad_reads_a_click(pad):
+def test_pad_passes_over_a_click(pad):
+    """As one that brings the window to the front."""
     image, title = write(pad, [(50, 50)])
-    assert image.any()
-    assert title
+    assert not image.any()
+    assert not title
 
 
 def test_pad_reads_while_the_pen_is_down(pad):
@@ -450,12 +456,17 @@ def test_pad_reads_while_the_pen_is_down(pad):
     assert title
 
 
-def test_pad_is_light_whatever_matplotlibrc_says():
+def test_pad_is_light_whatever_matplotlibrc_says(earlier, call, monkeypatch):
+    def open_pad(model):
+        figure = pyplot.figure()
+        mnist_cnn.draw_pad(figure, model)
+        return figure.axes[0]
+
+    monkeypatch.setattr(mnist_cnn, "open_pad", open_pad)
     with style.context("dark_background"):
-        pad = pyplot.figure()
-        mnist_cnn.draw_pad(pad, MODEL)
-    assert pad.axes[0].get_facecolor()[:3] == (1, 1, 1)
-    assert to_rgb(pad.axes[0].lines[0].get_color()) == (0, 0, 0)
+        pad, _, _ = call("--output-dir", earlier, "--draw")
+    assert to_rgb(pad.get_facecolor()) == (1, 1, 1)
+    assert to_rgb(pad.lines[0].get_color()) == (0, 0, 0)
 
 
 # What goes wrong ends in one sentence, leaves earlier results as they are, and no half a file.
@@ -537,7 +548,7 @@ def start(monkeypatch, *flags):
     ("error", "code"), [(KeyboardInterrupt, "130"), (BrokenPipeError, "Stopped before the end")]
 )
 def test_stopped_by_ctrl_c_or_a_closed_output(error, code, earlier, monkeypatch):
-    monkeypatch.setattr(sys, "stdout", Mock(**{"flush.side_effect": error}))
+    monkeypatch.setattr(sys, "stdout", Mock(spec=["write"], **{"write.side_effect": error}))
     with pytest.raises(SystemExit, match=code):
         start(monkeypatch, "--output-dir", earlier)
 
@@ -592,12 +603,20 @@ class Trap:
         return print, ("the trap was sprung",)
 
 
-@pytest.mark.parametrize("held", [Trap(), [], {}])
+@pytest.mark.parametrize("held", [Trap(), [], {}, None])
 def test_weights_that_cannot_be_used(held, tmp_path, call):
-    """They are not the network's, or code that runs where it is unpickled."""
+    """They are missing, not the network's, or code that runs where it is unpickled."""
     weights = tmp_path / "mnist_cnn.pt"
-    torch.save(held, weights)
+    if held is not None:
+        torch.save(held, weights)
     status, out, (line,) = call("--output-dir", tmp_path, "--predict", "a.png")
     assert (status, out) == (1, "")
     assert f"{weights} " in line
     assert "train first" in line
+
+
+@pytest.mark.parametrize("flags", [[], ["--predict", "a.png"]])
+def test_a_mistake_in_the_network_shows_its_traceback(flags, tmp_path, call, monkeypatch):
+    monkeypatch.setattr(mnist_cnn, "CNN", Mock(side_effect=TypeError))
+    with pytest.raises(TypeError):
+        call("--output-dir", tmp_path, *flags)
