@@ -5,13 +5,13 @@ story ends. Most of the imports serve what comes after it: plots, pictures, file
 """
 
 import argparse
-import glob
 import io
 import math
 import sys
 import time
 import warnings
 from contextlib import suppress
+from glob import glob
 from os.path import exists, expanduser
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -60,9 +60,10 @@ def make_loaders(mnist, batch_size, device, validate=False):
     if validate:
         test_set = TensorDataset(*train_set[-10_000:])
         train_set = TensorDataset(*train_set[:-10_000])
-    # Shuffled, as other batches in each epoch teach more. DataLoader(train_set, batch_size,
-    # shuffle=True), the usual form, gives the same batches, but collects them image by image;
-    # taken out whole, they save a twentieth of a step on a CPU, and a third on a GPU.
+    # A DataLoader is what a loop takes batches from; shuffled, as other batches in each epoch teach
+    # more. The usual form is DataLoader(train_set, batch_size, shuffle=True). It gives the same
+    # batches, but collects them image by image; taken out whole, as here, they save a twentieth of
+    # a step on a CPU, and a third on a GPU.
     batches = BatchSampler(RandomSampler(train_set), batch_size, drop_last=False)
     train_loader = DataLoader(train_set, sampler=batches, batch_size=None)
     return train_loader, DataLoader(test_set, batch_size)
@@ -103,8 +104,8 @@ class CNN(nn.Module):
             nn.Linear(64 * 2 * 2, 10),  # 10 logits
         )
         # Small first weights learn faster, because a step of the optimizer, Adam, is as long for
-        # small weights as for large ones. Here they are about 0.01 (usual: 0.02 to 0.1), and batch
-        # norm rescales what comes out. A layer with a bias has no batch norm after it.
+        # small weights as for large ones. Here they are about 0.01 (usual: 0.02 to 0.1), in the
+        # convolutions without a bias: batch norm follows them, and rescales what comes out.
         for layer in self.layers:
             if isinstance(layer, nn.Conv2d) and layer.bias is None:
                 nn.init.normal_(layer.weight, std=0.01)
@@ -144,7 +145,10 @@ def train(model, loader, optimizer, scheduler, epoch, epochs, log_interval):
         optimizer.zero_grad()  # forget the last batch's gradients: backward adds to what is there
         logits = model(images)
         loss = criterion(logits, labels)  # the batch's mean
-        loss.backward()  # stores each weight's gradient: how the loss changes when the weight grows
+        # PyTorch has noted how the loss came from the weights. backward goes the same way back, and
+        # stores each weight's gradient: how the loss changes when the weight grows. The optimizer
+        # was given the weights when it was made.
+        loss.backward()
         optimizer.step()  # change each weight a little, against its gradient
         scheduler.step()  # set the learning rate of the next step
         losses.append(loss.detach())  # the number alone: PyTorch can free what backward needed
@@ -163,7 +167,7 @@ def evaluate(model, loader):
     total_loss, correct, probabilities = 0, 0, []
     for images, labels in loader:
         logits = model(images)
-        total_loss += criterion(logits, labels) * len(labels)  # the last may be smaller
+        total_loss += criterion(logits, labels) * len(labels)  # the last batch may be smaller
         correct += (logits.argmax(dim=1) == labels).sum()
         probabilities.append(logits.softmax(dim=1))
     return total_loss.item() / len(loader.dataset), correct.item(), torch.cat(probabilities)
@@ -177,11 +181,12 @@ def run(args):
     mnist = load_mnist(args.data_dir)
     train_loader, test_loader = make_loaders(mnist, args.batch_size, args.device, args.validate)
     torch.manual_seed(args.seed)
-    # For Macs, where PyTorch's use of NNPACK is nearly three times as slow.
+    # On Macs PyTorch uses NNPACK, a library that is nearly three times as slow as none.
     torch.backends.nnpack.set_flags(False)
     # With the channels stored last, a CPU is faster.
     model = CNN().to(args.device, memory_format=torch.channels_last)
-    # Adam divides each gradient by its recent size, averaged over about 100 steps (0.99).
+    # Adam averages each gradient over about 10 steps (0.9), and divides it by its recent size,
+    # averaged over about 100 (0.99).
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, betas=(0.9, 0.99))
     # The learning rate stays as it is for 30% of the steps, then falls linearly to 0.
     steps = args.epochs * len(train_loader)
@@ -225,7 +230,7 @@ def run(args):
 # THE STORY ENDS HERE. What follows serves it, section by section: read what you need.
 
 
-# Plots: each function makes a figure of the story's results; nothing else depends on it.
+# Plots: each function shows results, and changes none.
 def plot_curves(history, split):
     """Return a figure of what train and evaluate measured in each epoch: losses and accuracies."""
     losses, accuracies, test_losses, test_accuracies = zip(*history)
@@ -300,7 +305,10 @@ def plot_reading(left, right, image, probabilities):
     right.set(ylim=(0, 1))
 
 
-# Own digits: from a file to an image like MNIST's, which the network can read. Start with predict.
+# Own digits: from a file to an image like MNIST's, which the network can read. read_picture opens
+# the file; find_ink makes it small and looks for ink, in two ways in each colour channel; cut_out
+# keeps one digit; center gives it MNIST's form; read_digit lets the network choose among the looks.
+# predict, at the end, does all of it.
 def read_picture(path):
     """Return a file's picture, float32 (channels, H, W) in [0, 1], upright, of at most 800 pixels.
 
@@ -319,8 +327,8 @@ def read_picture(path):
     except Exception as error:  # decoders raise whatever they like
         raise ValueError(f"it can't be read ({error}); use an intact JPEG or PNG file") from error
     if len(pixels) == 1:
-        pixels = pixels / pixels.max().clamp(min=1)
-        return pixels.nan_to_num().clamp(0, 1)
+        pixels = pixels.nan_to_num()
+        return (pixels / pixels.max().clamp(min=1)).clamp(0, 1)
     colour, opacity = pixels[:3] / 255, pixels[3:] / 255
     if opacity.mean() < 0.5:  # on transparent paper, ink of any colour is what is opaque
         return opacity
@@ -381,6 +389,7 @@ def brighten_ink(image):
 
 def find_narrow(image):
     """Return what is bright in an image (H, W), narrower than 39 pixels, and not at its border."""
+    # Opening an image takes away what is too narrow for a square; the top-hat is what it took.
     opened = dilate(erode(image, 19), 19)
     top_hat = image - opened
     inner = F.pad(top_hat[1:-1, 1:-1], [1] * 4)  # with a border of zeros
@@ -408,15 +417,15 @@ def find_ink(picture):
     inks = []
     for image in small.unique(dim=0):  # a grey picture has one, be it three times
         if has_contrast(image):
-            image = brighten_ink(image)
-            inks += [find_narrow(image), find_unlike(image)]
+            inks += [find_narrow(brighten_ink(image)), find_unlike(image)]
     return inks
 
 
 def cut_out(ink):
     """Return an image of ink (H, W) with one digit alone, in [0, 1]; None where it is a speck."""
-    level = ink.square().sum() / ink.sum()  # the mean, weighted by ink: near that of the strokes
-    mask = ink > 0.6 * level
+    # The strokes' level: the mean, in which a pixel counts by the square of its ink.
+    level = ink.pow(3).sum() / ink.square().sum()
+    mask = ink > level / 2
     near = dilate(mask.float(), 6)  # strokes with less than 12 pixels between them belong together
     density = F.avg_pool2d((ink * mask)[None], 21, stride=1, padding=10)[0] * near
     densest = near * (density == density.max())
@@ -435,7 +444,7 @@ def center(ink):
     """
     places, mass = ink.nonzero(), ink[ink > 0]
     low, high = places.aminmax(dim=0)
-    size = (high - low).max().item()
+    size = (high - low).max().item()  # of its grey edge, half a pixel on each side
     side = round(size * 28 / 20)
     center_of_mass = mass @ (places + 0.5) / mass.sum()
     top, left = (center_of_mass - side / 2).round().int().tolist()
@@ -484,7 +493,7 @@ def find_files(patterns):
     paths = []
     for pattern in patterns:
         # A name may itself have a star or brackets.
-        found = [] if exists(pattern) else sorted(glob.glob(pattern))
+        found = [] if exists(pattern) else sorted(glob(pattern))
         paths += found or [pattern]
     return paths
 
@@ -635,7 +644,8 @@ def save(path, result):
     except OSError as error:
         stop(f"Can't write {path} ({error.strerror}): use another --output-dir.")
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # there may be none, or the whole disk is read-only
+            part.unlink()
 
 
 def make_output_dir(folder):
@@ -678,14 +688,14 @@ def load_model(path):
     return model.eval()
 
 
-def folder(path, beside=""):
+def find_folder(path, beside=""):
     """Return a folder's path, in which ~ is the user's own; a relative one is beside another."""
     return Path(beside, expanduser(path))
 
 
 def parse_args(argv=None):
     """Return the flags of argv or else the command line; a wrong one ends with status 2."""
-    # A notebook's cell has no file. A link is not meant that it may have been started through.
+    # A notebook's cell has no file. The script may have been started through a link to it.
     script = Path(globals().get("__file__", "cell")).resolve()
     if argv is None and Path(sys.argv[0]).resolve() != script:
         argv = []  # an editor or a notebook was started, not this file: the flags are for them
@@ -702,14 +712,15 @@ def parse_args(argv=None):
     add("--log-interval", type=int, default=LOG_INTERVAL, help="batches between logged losses")
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     add("--device", choices=devices, default=DEVICE, help="where the network is trained")
-    data_dir, output_dir = folder(DATA_DIR, script.parent), folder(OUTPUT_DIR, script.parent)
-    add("--data-dir", type=folder, default=data_dir, help="folder of MNIST")
-    add("--output-dir", type=folder, default=output_dir, help="folder of the weights and plots")
+    data_dir = find_folder(DATA_DIR, script.parent)
+    output_dir = find_folder(OUTPUT_DIR, script.parent)
+    add("--data-dir", type=find_folder, default=data_dir, help="folder of MNIST")
+    add("--output-dir", type=find_folder, default=output_dir, help="folder of weights and plots")
     switch = argparse.BooleanOptionalAction
-    add("--validate", action=switch, default=VALIDATE, help="hold out images")
-    add = parser.add_mutually_exclusive_group().add_argument
-    add("--predict", nargs="+", metavar="IMAGE", help="read these pictures instead")
-    add("--draw", action="store_true", help="open a pad to write digits on instead")
+    add("--validate", action=switch, default=VALIDATE, help="test on held-out training images")
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--predict", nargs="+", metavar="IMAGE", help="read these pictures instead")
+    group.add_argument("--draw", action="store_true", help="open a pad to write digits on instead")
     args = parser.parse_args(argv)
     if min(args.epochs, args.batch_size, args.log_interval) < 1:
         parser.error("--epochs, --batch-size and --log-interval must be at least 1")
