@@ -267,7 +267,6 @@ def test_uv_installs_what_pip_does():
     assert re.findall(r'"(.+?)"', packages) == (ROOT / "requirements.txt").read_text().split()
 
 
-WIDTHS = r"(?<!size )\b(16|32|64)\b"
 SGD = "torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)"
 POOLS_AND_FIRST_CONVOLUTIONS = r"nn\.MaxPool2d\(.*|((16|16, 32), kernel_size=.)"
 # Of the README's table: how often they change the story as it is, what is replaced, and by what.
@@ -278,8 +277,7 @@ EDITS = {
     "usual first weights": (1, r"nn\.init\.normal_\(.*", "pass"),
     "constant rate": (1, r"scheduler\.step\(\).*", "pass"),
     "SGD": (1, r"torch\.optim\.Adam\(.*", SGD),
-    "half width": (18, WIDTHS, lambda match: str(int(match[0]) // 2)),
-    "double width": (18, WIDTHS, lambda match: str(int(match[0]) * 2)),
+    "double width": (18, r"(?<!size )\b(16|32|64)\b", lambda match: str(int(match[0]) * 2)),
     "strides": (
         4,
         POOLS_AND_FIRST_CONVOLUTIONS,
@@ -348,7 +346,7 @@ def test_what_shows_no_digit_is_refused():
 
 
 def test_kinds_of_files(tmp_path, recwarn):
-    expected = mnist_cnn.prepare(save_in_many_formats(3, tmp_path))
+    expected = mnist_cnn.prepare(save_in_many_formats(4, tmp_path))
     for path in tmp_path.iterdir():
         picture = mnist_cnn.read_picture(path)
         assert picture.equal(picture.clamp(0, 1)), path
@@ -356,28 +354,20 @@ def test_kinds_of_files(tmp_path, recwarn):
     assert not recwarn.list
 
 
-def test_surest_look_is_read():
-    looks = torch.rand(3, 1, 28, 28)
-    logits = torch.rand(3, 10) + torch.tensor([[0], [2], [1]])
-    look, probabilities = mnist_cnn.read_digit(lambda looks: logits, looks)
-    assert look.equal(looks[1])
-    assert torch.allclose(probabilities, logits[1].softmax(dim=0))
-
-
 @pytest.mark.filterwarnings("error")  # fonts may lack the letters of a name
 def test_predict(earlier, call):
     """Each picture has its line, in order; one that can't be read has it on stderr."""
     to_pil_image(drawn(7)).save(earlier / "七.png")
-    to_pil_image(drawn(3)).save(earlier / "$^$.png")
-    to_pil_image(torch.cat([drawn(7), drawn(3)], dim=2)).save(earlier / "[73].png")
+    to_pil_image(drawn(4)).save(earlier / "$^$.png")
+    to_pil_image(torch.cat([drawn(7), drawn(4)], dim=2)).save(earlier / "[74].png")
     (earlier / "half.png").write_bytes((earlier / "七.png").read_bytes()[:999])
     (earlier / "text.png").write_bytes(b"no picture")
     bad = ["half.png", "text.png", ".", "no.png", "x" * 300]
-    paths = [earlier / name for name in ["七.png", "$*.png", "[73].png", *bad]]
+    paths = [earlier / name for name in ["七.png", "$*.png", "[74].png", *bad]]
     status, out, errors = call("--output-dir", earlier, "--predict", *paths)
     assert status == 1
     good = re.findall(r"(.*): \d \(\d+\.\d%\)", out)
-    assert good == [str(earlier / name) for name in ["七.png", "$^$.png", "[73].png"]]
+    assert good == [str(earlier / name) for name in ["七.png", "$^$.png", "[74].png"]]
     assert out.count("cut them apart") == 1
     for name, line in zip(bad, errors, strict=True):
         assert line.startswith(f"{earlier / name}: ")
@@ -493,15 +483,10 @@ def test_wrong_flags(wrong, call):
     assert flags[0] in lines[-1]
 
 
-CLOSED = pytest.param(
-    "/proc",  # there, even root can't make files
-    marks=pytest.mark.skipif(os.name == "nt", reason="there, it is a name like any other"),
-)
-
-
-@pytest.mark.parametrize("folder", ["file/below", CLOSED])
+@pytest.mark.parametrize("folder", ["file/below", "closed"])
 def test_folder_that_cannot_be(folder, tmp_path, call):
     (tmp_path / "file").write_text("not a folder")
+    (tmp_path / "closed/mnist_cnn.part").mkdir(parents=True)  # in the way of the trial file
     status, out, (line,) = call("--output-dir", tmp_path / folder)
     assert (status, out) == (1, "")
     assert str(tmp_path / folder) in line
