@@ -204,7 +204,7 @@ def save_in_many_formats(digit, folder):
         "bits.png": grey.convert("1"),
         "palette.gif": grey.convert("P"),
         "large.bmp": grey.resize((2400, 1800)),
-        "12bits.png": Image.fromarray(levels.astype("uint16") * 16),  # as some scanners write
+        "scan.png": Image.fromarray(levels.astype("uint16") * 12 + 300),  # above 255, as of 12 bits
     }
     for name, file in files.items():
         file.save(folder / name)

@@ -106,6 +106,7 @@ def test_training_learns_and_says_so(trained):
     parameters = sum(parameter.numel() for parameter in model.parameters())
     assert re.match(f"device: cpu\n.*50,000 .*10,000 .*\n.* {parameters:,}\n", out)
     assert len(re.findall(r"epoch 1/1 .*batch +\d+/500 .*loss \d+\.\d+", out)) == 500 / 20
+    assert "batch 500/500" in out
     training_accuracy = re.search(r"training loss \S+ accuracy (\d+\.\d+)%", out)[1]
     assert float(training_accuracy) > 50
     accuracy, correct, _ = reported(out, "Validation")
@@ -337,10 +338,11 @@ def test_pictures_are_read(kind, trained, digits):
 
 def test_what_shows_no_digit_is_refused():
     torch.manual_seed(0)
-    specks = [F.pad(torch.ones(1, 1, width), [50] * 4) for width in (1, 5)]
+    sizes = [(1, 1), (1, 5), (40, 40)]  # two specks, and a note on a desk
+    filled = [F.pad(torch.ones(1, *size), [50] * 4) for size in sizes]
     light = torch.linspace(0.9, 0.5, 400).expand(3, 300, 400)  # on paper, from one side
     grainy = light + torch.randn(300, 400) / 10
-    for picture in (torch.ones(3, 50, 60), torch.zeros(1, 1, 1), *specks, light, grainy):
+    for picture in (torch.ones(3, 50, 60), torch.zeros(1, 1, 1), *filled, light, grainy):
         with pytest.raises(ValueError, match="empty"):
             mnist_cnn.prepare(picture)
 
@@ -359,15 +361,15 @@ def test_predict(earlier, call):
     """Each picture has its line, in order; one that can't be read has it on stderr."""
     to_pil_image(drawn(7)).save(earlier / "七.png")
     to_pil_image(drawn(4)).save(earlier / "$^$.png")
-    to_pil_image(torch.cat([drawn(7), drawn(4)], dim=2)).save(earlier / "[74].png")
+    to_pil_image(torch.cat([drawn(7), drawn(4)], dim=2)).save(earlier / "[七].png")
     (earlier / "half.png").write_bytes((earlier / "七.png").read_bytes()[:999])
     (earlier / "text.png").write_bytes(b"no picture")
     bad = ["half.png", "text.png", ".", "no.png", "x" * 300]
-    paths = [earlier / name for name in ["七.png", "$*.png", "[74].png", *bad]]
+    paths = [earlier / name for name in ["七.png", "$*.png", "[七].png", *bad]]
     status, out, errors = call("--output-dir", earlier, "--predict", *paths)
     assert status == 1
     good = re.findall(r"(.*): \d \(\d+\.\d%\)", out)
-    assert good == [str(earlier / name) for name in ["七.png", "$^$.png", "[74].png"]]
+    assert good == [str(earlier / name) for name in ["七.png", "$^$.png", "[七].png"]]
     assert out.count("cut them apart") == 1
     for name, line in zip(bad, errors, strict=True):
         assert line.startswith(f"{earlier / name}: ")
@@ -411,6 +413,7 @@ def write_digit(pad, digit, **place):
     expected = mnist_cnn.prepare_strokes(STROKES[digit])
     assert likeness(image[None], expected) > 0.99
     _, probabilities = mnist_cnn.read_digit(MODEL, expected[None])
+    assert probabilities.sum().item() == pytest.approx(1)
     assert title.startswith(f"{probabilities.argmax()} (")
 
 
