@@ -634,7 +634,7 @@ def save(path, result):
     """Save a figure or weights in a file, whole or not at all; end the program where that fails."""
     content = io.BytesIO()
     if isinstance(result, Figure):
-        result.savefig(content, format="png")
+        result.savefig(content)
     else:
         torch.save(result, content)
     part = path.with_suffix(".part")

@@ -109,6 +109,7 @@ def test_training_learns_and_says_so(trained):
     assert "batch 500/500" in out
     training_accuracy = re.search(r"training loss \S+ accuracy (\d+\.\d+)%", out)[1]
     assert float(training_accuracy) > 50
+    assert not model.training  # what it is loaded for
     accuracy, correct, _ = reported(out, "Validation")
     assert accuracy == correct / 100 >= 85
 
