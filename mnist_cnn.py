@@ -444,7 +444,7 @@ def center(ink):
     """
     places, mass = ink.nonzero(), ink[ink > 0]
     low, high = places.aminmax(dim=0)
-    size = (high - low).max().item()  # of its grey edge, half a pixel on each side
+    size = (high - low).max().item()  # its grey edge counts half
     side = round(size * 28 / 20)
     center_of_mass = mass @ (places + 0.5) / mass.sum()
     top, left = (center_of_mass - side / 2).round().int().tolist()
