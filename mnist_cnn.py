@@ -5,12 +5,13 @@ story ends. Most of the imports serve what comes after it: plots, pictures, file
 """
 
 import argparse
+import errno
 import io
 import math
 import sys
 import time
 import warnings
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from glob import glob
 from os.path import exists, expanduser
 from pathlib import Path
@@ -25,7 +26,7 @@ from matplotlib.widgets import LassoSelector
 from PIL import Image, ImageDraw, ImageOps
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 from torchvision.datasets import MNIST
 from torchvision.datasets.utils import check_integrity, extract_archive
 from torchvision.transforms.functional import center_crop, pil_to_tensor, resize, resized_crop
@@ -34,7 +35,7 @@ from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
 EPOCHS = 5  # passes over the training images
 BATCH_SIZE = 100  # images in one training step
 LR = 1e-3  # learning rate at the start: how far a step changes the weights; it falls to zero
-SEED = 0  # seed of the random numbers: on the same machine, the same seed gives the same result
+SEED = 0  # start of the random numbers: on the same CPU, the same seed gives the same result
 LOG_INTERVAL = 20  # batches from one logged loss to the next
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # where the network is trained
 DATA_DIR = "data"  # beside this file; holds MNIST, or gets the download
@@ -43,30 +44,37 @@ VALIDATE = False  # to choose between designs: test on 10,000 held-out training 
 criterion = nn.CrossEntropyLoss()  # the loss; it turns logits into probabilities itself, by softmax
 
 
-def make_dataset(mnist, device):
-    """Return a set of images, float32 (N, 1, 28, 28) in [0, 1], and their labels (N,)."""
-    # Images, channels (1 for grey; unsqueeze adds it), rows, columns. All are brought from 0..255
-    # into [0, 1] at once: one by one, with ToTensor, would cost seconds in every epoch.
-    images = mnist.data.unsqueeze(1).to(device) / 255
-    return TensorDataset(images, mnist.targets.to(device))
+class ImageDataset(TensorDataset):
+    """Images (N, 1, 28, 28) and their labels (N,), the digits that they show."""
+
+    def __getitems__(self, indices):
+        """Return a whole batch; a DataLoader would otherwise get each image by itself."""
+        return self[indices]
+
+
+def make_dataset(dataset, device):
+    """Return one of torchvision's two sets as tensors: images in [0, 1], float32, and labels."""
+    # data has the pixels of all images, (N, 28, 28), as whole numbers from 0 (black) to 255.
+    # PyTorch expects images, channels, rows, columns: unsqueeze adds the channels, 1 for grey.
+    # to(device) moves a tensor to the GPU, if there is one: it has to be where the network is.
+    images = dataset.data.unsqueeze(1).to(device) / 255
+    return ImageDataset(images, dataset.targets.to(device))
 
 
 def make_loaders(mnist, batch_size, device, validate=False):
-    """Return DataLoaders for training and testing; mnist holds torchvision's two sets.
+    """Return DataLoaders for training and testing; mnist is the pair of torchvision's sets.
 
     A batch is a pair: images (batch_size, 1, 28, 28) and labels (batch_size,).
     """
-    train_set, test_set = (make_dataset(split, device) for split in mnist)
+    train_set, test_set = (make_dataset(dataset, device) for dataset in mnist)
     if validate:
-        test_set = TensorDataset(*train_set[-10_000:])
-        train_set = TensorDataset(*train_set[:-10_000])
-    # A DataLoader is what a loop takes batches from; shuffled, as other batches in each epoch teach
-    # more. The usual form is DataLoader(train_set, batch_size, shuffle=True). It gives the same
-    # batches, but collects them image by image; taken out whole, as here, they save a twentieth of
-    # a step on a CPU, and a third on a GPU.
-    batches = BatchSampler(RandomSampler(train_set), batch_size, drop_last=False)
-    train_loader = DataLoader(train_set, sampler=batches, batch_size=None)
-    return train_loader, DataLoader(test_set, batch_size)
+        test_set = ImageDataset(*train_set[-10_000:])
+        train_set = ImageDataset(*train_set[:-10_000])
+    # A DataLoader is what a loop takes batches from. Shuffled, they are others in each epoch: more
+    # is learned from them. collate_fn makes a batch of what the set returned; it is one already.
+    train_loader = DataLoader(train_set, batch_size, shuffle=True, collate_fn=tuple)
+    test_loader = DataLoader(test_set, batch_size, collate_fn=tuple)
+    return train_loader, test_loader
 
 
 class CNN(nn.Module):
@@ -77,10 +85,13 @@ class CNN(nn.Module):
 
     def __init__(self):
         super().__init__()
+        # What is assigned to self, nn.Module searches for weights and biases, the network's
+        # parameters: parameters() returns them, and to(device) moves them.
         # Beside each layer stands one image's shape after it: channels x height x width.
         # A convolution looks for patterns; a channel is a map of where one was found. A window of 5
-        # fits 24 times into 28 pixels; padding, a border of zeros, keeps the size as it is. A pool
-        # saves time where it comes early: the layers after it have a quarter of the work.
+        # fits 24 times into 28 pixels; padding, a border of zeros, keeps the size as it is. Only
+        # the second needs it: digits have a margin of 4 pixels, and the last two may shrink maps.
+        # A pool keeps the highest of every 2 x 2 numbers, and so a quarter of the work.
         # Batch norm brings each map to mean 0 and deviation 1, then scales it and adds a bias, both
         # learned: so the convolutions need none. ReLU sets negatives to 0. In training, dropout
         # zeroes a tenth at random, so that the network relies on no single number.
@@ -103,9 +114,9 @@ class CNN(nn.Module):
             nn.Dropout(0.1),
             nn.Linear(64 * 2 * 2, 10),  # 10 logits
         )
-        # Small first weights learn faster, because a step of the optimizer, Adam, is as long for
-        # small weights as for large ones. Here they are about 0.01 (usual: 0.02 to 0.1), in the
-        # convolutions without a bias: batch norm follows them, and rescales what comes out.
+        # PyTorch has set the first weights at random, of about 0.02 to 0.1. About 0.01 learns
+        # faster: a training step is as long for small weights as for large, and changes them more.
+        # So only in the convolutions before a batch norm, which rescales what comes out.
         for layer in self.layers:
             if isinstance(layer, nn.Conv2d) and layer.bias is None:
                 nn.init.normal_(layer.weight, std=0.01)
@@ -115,10 +126,53 @@ class CNN(nn.Module):
         return self.layers(images)
 
 
-def augment(images, stretch=0.1, slant=0.2, shift=1):
-    """Return images (N, 1, 28, 28) distorted at random, so that none is seen twice.
+def train(model, loader, optimizer, scheduler, epoch, epochs, log_interval):
+    """Train for one epoch, and log the loss; epoch counts from 1 to epochs.
 
-    Each is stretched and slanted by up to these shares, and moved by up to shift pixels.
+    Return each batch's loss, accuracy in per cent, and size, three tensors of shape (batches,).
+    """
+    # This trains nothing yet, but switches: dropout is on, and batch norm measures each map's mean
+    # and deviation in the batch.
+    model.train()
+    losses, accuracies, sizes = [], [], []
+    for number, (images, labels) in enumerate(loader, start=1):
+        images = augment(images)  # distort each at random, so that none is seen twice
+        optimizer.zero_grad()  # forget the last batch's gradients: backward adds to what is there
+        logits = model(images)
+        loss = criterion(logits, labels)  # the batch's mean
+        # PyTorch has noted how the loss came from the weights. backward goes the same way back, and
+        # stores each weight's gradient: how the loss changes when the weight grows.
+        loss.backward()
+        optimizer.step()  # change each weight that it was given a little, against its gradient
+        scheduler.step()  # set the learning rate of the next step
+        losses.append(loss.detach())  # the number alone: PyTorch can free what backward needed
+        guesses = logits.argmax(dim=1)  # the digit of the highest logit
+        accuracies.append(100 * (guesses == labels).float().mean())
+        sizes.append(len(labels))  # the last batch may be smaller
+        if number % log_interval == 0:
+            print(f"epoch {epoch}/{epochs}  batch {number:3}/{len(loader)}  loss {loss.item():.4f}")
+    # Only now to the CPU, because .cpu() waits until a GPU has finished.
+    return torch.stack(losses).cpu(), torch.stack(accuracies).cpu(), torch.tensor(sizes)
+
+
+@torch.inference_mode()  # no gradients are needed here, so nothing is kept for them
+def evaluate(model, loader):
+    """Return the loss, averaged over N images, how many are right, and probabilities (N, 10)."""
+    model.eval()  # a switch, too: dropout is off; batch norm uses what it measured in training
+    total_loss, correct, probabilities = 0, 0, []
+    for images, labels in loader:
+        logits = model(images)
+        total_loss += criterion(logits, labels) * len(labels)  # each image counts once
+        correct += (logits.argmax(dim=1) == labels).sum()
+        probabilities.append(logits.softmax(dim=1))
+    return total_loss.item() / len(loader.dataset), correct.item(), torch.cat(probabilities)
+
+
+def augment(images, stretch=0.1, slant=0.2, shift=1):
+    """Return images (N, 1, 28, 28), each distorted at random.
+
+    Each is stretched and slanted by up to these shares, and moved by up to shift pixels. So there
+    are more different images than 60,000, too many for the network to learn by heart.
     """
     # Each pixel (x, y) is looked up in the original at another place, an affine map of its own:
     # (a x + b y + c, d x + e y + f). The matrix [[1, 0, 0], [0, 1, 0]], torch.eye(2, 3), would
@@ -133,46 +187,6 @@ def augment(images, stretch=0.1, slant=0.2, shift=1):
     return F.grid_sample(images, places, mode="bicubic", align_corners=False)
 
 
-def train(model, loader, optimizer, scheduler, epoch, epochs, log_interval):
-    """Train for one epoch, and log the loss; epoch counts from 1 to epochs.
-
-    Return each batch's loss and its accuracy in per cent, both of shape (batches,).
-    """
-    model.train()  # dropout on; batch norm measures each map's mean and deviation in the batch
-    losses, accuracies = [], []
-    for number, (images, labels) in enumerate(loader, start=1):
-        images = augment(images)
-        optimizer.zero_grad()  # forget the last batch's gradients: backward adds to what is there
-        logits = model(images)
-        loss = criterion(logits, labels)  # the batch's mean
-        # PyTorch has noted how the loss came from the weights. backward goes the same way back, and
-        # stores each weight's gradient: how the loss changes when the weight grows. The optimizer
-        # was given the weights when it was made.
-        loss.backward()
-        optimizer.step()  # change each weight a little, against its gradient
-        scheduler.step()  # set the learning rate of the next step
-        losses.append(loss.detach())  # the number alone: PyTorch can free what backward needed
-        guesses = logits.argmax(dim=1)  # the digit of the highest logit
-        accuracies.append(100 * (guesses == labels).float().mean())
-        if number % log_interval == 0:
-            print(f"epoch {epoch}/{epochs}  batch {number:3}/{len(loader)}  loss {loss.item():.4f}")
-    # Only now to the CPU, because .cpu() waits until a GPU has finished.
-    return torch.stack(losses).cpu(), torch.stack(accuracies).cpu()
-
-
-@torch.inference_mode()  # no gradients are needed here, so nothing is kept for them
-def evaluate(model, loader):
-    """Return the loss, averaged over N images, how many are right, and probabilities (N, 10)."""
-    model.eval()  # dropout off; batch norm uses what it measured in training
-    total_loss, correct, probabilities = 0, 0, []
-    for images, labels in loader:
-        logits = model(images)
-        total_loss += criterion(logits, labels) * len(labels)  # the last batch may be smaller
-        correct += (logits.argmax(dim=1) == labels).sum()
-        probabilities.append(logits.softmax(dim=1))
-    return total_loss.item() / len(loader.dataset), correct.item(), torch.cat(probabilities)
-
-
 def run(args):
     """Train, test, and save the weights and plots; return the accuracy in per cent.
 
@@ -181,18 +195,20 @@ def run(args):
     mnist = load_mnist(args.data_dir)
     train_loader, test_loader = make_loaders(mnist, args.batch_size, args.device, args.validate)
     torch.manual_seed(args.seed)
-    # On Macs PyTorch uses NNPACK, a library that is nearly three times as slow as none.
-    torch.backends.nnpack.set_flags(False)
-    # With the channels stored last, a CPU is faster.
+    # channels_last is the order of the numbers in memory with which a CPU is fastest.
     model = CNN().to(args.device, memory_format=torch.channels_last)
-    # Adam averages each gradient over about 10 steps (0.9), and divides it by its recent size,
-    # averaged over about 100 (0.99).
+    # Adam divides each gradient by its recent size, so that a step changes a weight by about lr,
+    # however small the gradient is. It averages gradients over about 10 steps (0.9), and sizes over
+    # about 100 (0.99; the usual 0.999 stands for 1,000, a third of the run).
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, betas=(0.9, 0.99))
-    # The learning rate stays as it is for 30% of the steps, then falls linearly to 0.
     steps = args.epochs * len(train_loader)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1, (1 - step / steps) / 0.7)
-    )
+
+    def schedule(step):
+        """Return the share of lr that is used: all, until 70% of the steps are left; 0 at last."""
+        left = 1 - step / steps
+        return min(1, left / 0.7)
+
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
 
     split = "validation" if args.validate else "test"
     count = len(test_loader.dataset)
@@ -204,21 +220,27 @@ def run(args):
     history = []  # of each epoch, what plot_curves shows
     for epoch in range(1, args.epochs + 1):
         start = time.perf_counter()
-        losses, accuracies = train(
+        losses, accuracies, sizes = train(
             model, train_loader, optimizer, scheduler, epoch, args.epochs, args.log_interval
         )
         test_loss, correct, probabilities = evaluate(model, test_loader)
         accuracy = 100 * correct / count
         seconds = time.perf_counter() - start
-        train_loss = losses.mean().item()
+        weights = sizes / sizes.sum()  # each image counts once
+        train_loss = (losses @ weights).item()
+        train_accuracy = (accuracies @ weights).item()
         if not math.isfinite(train_loss + test_loss):
-            stop(f"The loss is not finite after epoch {epoch}: lower --lr (nothing was saved).")
+            raise UserError(
+                f"The loss is not finite after epoch {epoch}: lower --lr (nothing was saved)."
+            )
         history.append((losses, accuracies, test_loss, accuracy))
-        trained = f"training loss {train_loss:.4f}, accuracy {accuracies.mean():.2f}%"
+        trained = f"training loss {train_loss:.4f}, accuracy {train_accuracy:.2f}%"
         tested = f"loss {test_loss:.4f}, accuracy {accuracy:.2f}%"
         print(f"epoch {epoch}/{args.epochs}  {trained}  {split} {tested}  {seconds:.1f} s")
 
     print(f"{split.capitalize()}: average {tested} ({correct}/{count})")
+    model.to(memory_format=torch.contiguous_format)  # the usual order, for other programs
+    # A state_dict has the parameters, and batch norm's means and deviations, by their names.
     save(args.output_dir / "mnist_cnn.pt", model.state_dict())
     save(args.output_dir / "loss_curves.png", plot_curves(history, split))
     mistakes = plot_mistakes(test_loader.dataset, probabilities, split)
@@ -255,7 +277,7 @@ def plot_curve(axes, batches, tests, split):
     axes.plot(range(1, len(tests) + 1), tests, "o-", label=f"{split}, after each epoch")
 
 
-def plot_mistakes(dataset, probabilities, split, most=100):
+def plot_mistakes(dataset, probabilities, split, limit=100):
     """Return a figure of the misclassified images, the most confident first.
 
     dataset has the images (N, 1, 28, 28) and labels (N,); probabilities are (N, 10).
@@ -264,7 +286,7 @@ def plot_mistakes(dataset, probabilities, split, most=100):
     confidences, guesses = probabilities.max(dim=1)
     wrong = (guesses != labels).nonzero().flatten()
     order = confidences[wrong].argsort(descending=True)
-    worst = wrong[order][:most]
+    worst = wrong[order][:limit]
     rows = max(1, math.ceil(len(worst) / 10))
     figure = Figure(figsize=(11, 1.3 * rows + 0.6), dpi=150, layout="constrained")
     figure.suptitle(
@@ -499,15 +521,19 @@ def find_files(patterns):
 
 
 def predict(model, patterns, output_dir, most=100):
-    """Print each picture's digit, and plot how the first were read; exit with 1 if any fails."""
-    readings, failed = [], False
-    for path in find_files(patterns):
+    """Print each picture's digit, and plot how the first were read.
+
+    Raise UserError, at the end, if any can't be read.
+    """
+    paths = find_files(patterns)
+    readings, failed = [], 0
+    for path in paths:
         try:
             picture = read_picture(path)
             looks = prepare(picture)
         except ValueError as error:
             print(f"{path}: {error}", file=sys.stderr)
-            failed = True
+            failed += 1
             continue
         image, probabilities = read_digit(model, looks)
         reading = describe(probabilities)
@@ -521,8 +547,9 @@ def predict(model, patterns, output_dir, most=100):
             readings.append((Path(path).name, shrink(picture, 250), image, probabilities))
     if readings:
         save(output_dir / "predictions.png", plot_readings(readings))
+        print(f"Saved predictions.png in {output_dir}")
     if failed:
-        sys.exit(1)
+        raise UserError(f"{failed} of {len(paths)} pictures can't be read: see the lines above.")
 
 
 def describe(probabilities):
@@ -611,7 +638,7 @@ def draw_pad(figure, model):
 
 
 def open_pad(model):
-    """Open a window with the pad, or end the program where there can be none."""
+    """Open a window with the pad; raise UserError where there can be none."""
     try:
         from matplotlib import pyplot  # only here, because it looks for a display
 
@@ -619,76 +646,94 @@ def open_pad(model):
         if not figure.canvas.required_interactive_framework:
             raise ImportError("its back end has no windows")
     except Exception as error:  # a toolkit that isn't installed, or finds no display: any error
-        stop(f"No window: it needs a desktop and tkinter ({error}).")
+        raise UserError(f"No window: it needs a desktop and tkinter ({error}).") from error
     draw_pad(figure, model)
     pyplot.show(block=True)
 
 
 # Files and the command line: whatever goes wrong here ends the program with one sentence.
-def stop(sentence):
-    """End the program with status 1, and a sentence on stderr, in one line."""
-    sys.exit("mnist_cnn.py: " + sentence.replace("\n", " "))
+class UserError(Exception):
+    """Something that the user can mend; its text, one sentence, says what and how."""
+
+
+@contextmanager
+def explain(failure, advice):
+    """Turn an error of the file system into a UserError, within a with statement."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{failure} ({error.strerror}): {advice}.") from error
 
 
 def save(path, result):
-    """Save a figure or weights in a file, whole or not at all; end the program where that fails."""
+    """Save a figure or weights in a file, whole or not at all; raise UserError if that fails."""
     content = io.BytesIO()
     if isinstance(result, Figure):
-        result.savefig(content)
+        result.savefig(content, format="png")
     else:
         torch.save(result, content)
     part = path.with_suffix(".part")
     try:
-        part.write_bytes(content.getvalue())
-        part.replace(path)
-    except OSError as error:
-        stop(f"Can't write {path} ({error.strerror}): use another --output-dir.")
-    finally:
+        with explain(f"Can't write {path}", "use another --output-dir"):
+            part.write_bytes(content.getvalue())
+    except BaseException:  # Ctrl-C, too
         with suppress(OSError):  # there may be none, or the whole disk is read-only
             part.unlink()
+        raise
+    # Windows refuses it while another program, such as a virus scanner, has the file open.
+    with explain(f"Can't rename {part}, which is whole, to {path.name}", "rename it yourself"):
+        part.replace(path)
 
 
 def make_output_dir(folder):
-    """Make a folder, if need be, and try to write in it: now, and not after the training."""
-    trial = folder / "mnist_cnn.part"
-    try:
+    """Make a folder, if need be, and try to write in it: now, and not after the training.
+
+    Raise UserError if that fails.
+    """
+    trial = folder / "mnist_cnn.trial"
+    with explain(f"Can't write to {folder}", "choose another --output-dir"):
         folder.mkdir(parents=True, exist_ok=True)
         trial.touch()
-        trial.unlink()
-    except OSError as error:
-        stop(f"Can't write to {folder} ({error.strerror}): choose another --output-dir.")
+        trial.unlink(missing_ok=True)  # another run may have been faster
 
 
 def load_mnist(data_dir):
-    """Return MNIST's training and test set, downloaded if need be, or end the program."""
-    raw = Path(data_dir, MNIST.__name__, "raw")  # FashionMNIST may be imported as MNIST
+    """Return MNIST's training and test set, downloaded if need be; raise UserError if it can't."""
+    name = MNIST.__name__  # another set may be imported as MNIST
+    if name not in ("MNIST", "FashionMNIST", "KMNIST"):
+        raise UserError(f"{name} has another form: import MNIST, FashionMNIST or KMNIST as MNIST.")
+    raw = Path(data_dir, name, "raw")
     try:
-        with TemporaryDirectory() as folder:
-            if all(check_integrity(raw / name, md5) for name, md5 in MNIST.resources):
+        with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            if all(check_integrity(raw / archive, md5) for archive, md5 in MNIST.resources):
                 # Unpacked elsewhere each time: beside the archives a killed run may have left half
                 # a file, or the folder may be read-only.
-                unpacked = Path(folder, MNIST.__name__, "raw")
+                unpacked = Path(folder, name, "raw")
                 unpacked.mkdir(parents=True)
-                for name, _ in MNIST.resources:
-                    extract_archive(raw / name, unpacked)
+                for archive, _ in MNIST.resources:
+                    extract_archive(raw / archive, unpacked)
                 data_dir = folder
             return MNIST(data_dir, train=True, download=True), MNIST(data_dir, train=False)
     except Exception as error:  # torchvision raises whatever it likes
-        names = ", ".join(name for name, _ in MNIST.resources)
-        stop(f"Can't load {MNIST.__name__} ({error}): put {names} in {raw}.")
+        archives = ", ".join(archive for archive, _ in MNIST.resources)
+        raise UserError(f"Can't load {name} ({error}): put {archives} in {raw}.") from error
 
 
 def load_model(path):
-    """Return the network with the weights that a training saved; end the program if it has none."""
+    """Return the network with the weights that a training saved; raise UserError if it can't."""
     model = CNN()
+    with explain(f"Can't read {path}", "choose another --output-dir"):
+        if not Path(path).exists():
+            raise UserError(f"There is no {path}: train first.")
+        content = io.BytesIO(Path(path).read_bytes())
     try:
-        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    except Exception:  # torch raises whatever it likes for a damaged file
-        stop(f"{path} holds no weights of the CNN as it is now: train first.")
+        model.load_state_dict(torch.load(content, map_location="cpu", weights_only=True))
+    except Exception as error:  # torch raises whatever it likes for a damaged file
+        raise UserError(f"{path} has no weights of the CNN as it is now: train first.") from error
     return model.eval()
 
 
-def find_folder(path, beside=""):
+def expand_path(path, beside=""):
     """Return a folder's path, in which ~ is the user's own; a relative one is beside another."""
     return Path(beside, expanduser(path))
 
@@ -711,11 +756,11 @@ def parse_args(argv=None):
     add("--seed", type=int, default=SEED, help="start of the random numbers")
     add("--log-interval", type=int, default=LOG_INTERVAL, help="batches between logged losses")
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    add("--device", choices=devices, default=DEVICE, help="where the network is trained")
-    data_dir = find_folder(DATA_DIR, script.parent)
-    output_dir = find_folder(OUTPUT_DIR, script.parent)
-    add("--data-dir", type=find_folder, default=data_dir, help="folder of MNIST")
-    add("--output-dir", type=find_folder, default=output_dir, help="folder of weights and plots")
+    add("--device", default=DEVICE, help="where the network is trained, cpu or cuda")
+    data_dir = expand_path(DATA_DIR, script.parent)
+    output_dir = expand_path(OUTPUT_DIR, script.parent)
+    add("--data-dir", type=expand_path, default=data_dir, help="folder of MNIST")
+    add("--output-dir", type=expand_path, default=output_dir, help="folder of weights and plots")
     switch = argparse.BooleanOptionalAction
     add("--validate", action=switch, default=VALIDATE, help="test on held-out training images")
     group = parser.add_mutually_exclusive_group()
@@ -724,11 +769,19 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     if min(args.epochs, args.batch_size, args.log_interval) < 1:
         parser.error("--epochs, --batch-size and --log-interval must be at least 1")
-    if not 0 < args.lr < 1e37:
+    if args.lr <= 0 or not math.isfinite(args.lr):
         parser.error("--lr must be a number above 0")
-    if not 0 <= args.seed < 2**64:
-        parser.error("--seed must be from 0 to 2**64 - 1")
+    if not isinstance(args.seed, int) or not 0 <= args.seed < 2**64:
+        parser.error("--seed must be a whole number from 0 to 2**64 - 1")
+    if args.device not in devices:
+        parser.error(f"--device must be {' or '.join(devices)}: no other is found")
     return args
+
+
+def stop(sentence, status=1):
+    """End the program with a sentence on stderr, in one line."""
+    print("mnist_cnn.py:", *str(sentence).split(), file=sys.stderr)
+    sys.exit(status)
 
 
 @style.context("default")  # plots look the same whatever the user's matplotlibrc says
@@ -738,6 +791,8 @@ def main(argv=None):
     Return a training's accuracy in per cent.
     """
     args = parse_args(argv)
+    # On Macs PyTorch uses NNPACK, a library that is nearly three times as slow as none.
+    torch.backends.nnpack.set_flags(False)
     weights = args.output_dir / "mnist_cnn.pt"
     if args.predict:
         return predict(load_model(weights), args.predict, args.output_dir)
@@ -757,9 +812,13 @@ if __name__ == "__main__":
         sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
     try:
         main()
+    except UserError as error:
+        stop(error)
     except KeyboardInterrupt:
-        print("mnist_cnn.py: Stopped before the end.", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:  # of printing to head, say, which has enough
+        stop("Stopped before the end.", status=130)
+    except OSError as error:
+        # What prints to head, say, which has read enough; on Windows it gets EINVAL.
+        if error.filename or error.errno not in (errno.EPIPE, errno.EINVAL):
+            raise
         sys.stdout = None  # Python would try to print the rest, and complain
         stop("Stopped before the end, as nothing reads what is printed.")

@@ -1,4 +1,4 @@
-"""Start a real training before the tests are collected, so that it goes on beside them."""
+"""Start a real training before the tests run, so that it goes on beside them."""
 
 import os
 import shutil
@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))  # pytest leaves it out with --import-mode=importlib
 # Every flag but --output-dir, so that the program's constants may be edited; a later flag
 # overrides an earlier.
 FLAGS = ["--epochs=1", "--batch-size=100", "--lr=1e-3", "--seed=0", "--log-interval=20"]
@@ -17,8 +18,20 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MPLBACKEND"] = "agg"  # for the tests: they open no windows
 
 
-def pytest_configure(config):
-    """Start before this process imports torch, too, which takes five seconds."""
+def needs_training(item):
+    return "trained" in item.fixturenames
+
+
+def pytest_collection_modifyitems(items):
+    """Leave for the end what needs the trained network."""
+    items.sort(key=needs_training)
+
+
+def pytest_collection_finish(session):
+    """Start the training, if a test that was chosen needs it."""
+    config = session.config
+    if config.option.collectonly or not any(map(needs_training, session.items)):
+        return
     folder = Path(tempfile.mkdtemp())
     (folder / "matplotlibrc").write_text("savefig.format: pdf")
     environment = os.environ | {"MPLBACKEND": "module://not_installed", "MATPLOTLIBRC": str(folder)}
@@ -35,8 +48,3 @@ def pytest_configure(config):
     config.add_cleanup(process.communicate)
     config.add_cleanup(process.kill)
     config.training = process, folder / "made/by a run"
-
-
-def pytest_collection_modifyitems(items):
-    """Leave for the end what needs the trained network."""
-    items.sort(key=lambda item: "trained" in item.fixturenames)

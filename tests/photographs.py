@@ -14,7 +14,7 @@ from functools import partial
 
 import torch
 from matplotlib.backend_bases import MouseEvent
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw
 from torch.nn import functional as F
 from torchvision.ops import masks_to_boxes
 from torchvision.transforms.functional import (
@@ -184,37 +184,6 @@ def drawn(digit, ink="#2040a0", paper="#f4e8b0", width=20):
         points = [(80 + 1.6 * x, 40 + 1.6 * y) for x, y in stroke]
         draw.line(points, ink, width, joint="curve")
     return pil_to_tensor(picture.resize((170, 130))) / 255
-
-
-# One with a head that is none, and one that ends in its first entry.
-DAMAGED_EXIF = [b"Exif\0\0XX\0*\0\0\0\x08", b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12"]
-
-
-def save_in_many_formats(digit, folder):
-    """Save a drawn digit as files of many kinds in an empty folder; return it, (1, H, W)."""
-    grey = to_pil_image(drawn(digit, "black", "white")).convert("L")
-    levels = pil_to_tensor(grey)[0].numpy()
-    ink = Image.new("RGB", grey.size, "white")  # ink of any colour on transparent paper
-    ink.putalpha(ImageOps.invert(grey))
-    files = {
-        "grey.jpg": grey,
-        "cmyk.jpg": grey.convert("CMYK"),
-        "opaque.png": grey.convert("LA"),
-        "transparent.png": ink,
-        "bits.png": grey.convert("1"),
-        "palette.gif": grey.convert("P"),
-        "large.bmp": grey.resize((2400, 1800)),
-        "scan.png": Image.fromarray(levels.astype("uint16") * 12 + 300),  # above 255, as of 12 bits
-    }
-    for name, file in files.items():
-        file.save(folder / name)
-    turned = grey.transpose(Image.Transpose.ROTATE_90)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # what a turned camera writes: show it a quarter turn clockwise
-    turned.save(folder / "turned.jpg", exif=exif)
-    for number, damaged in enumerate(DAMAGED_EXIF):
-        grey.save(folder / f"damaged{number}.jpg", exif=damaged)
-    return pil_to_tensor(grey) / 255
 
 
 def write(pad, stroke, size=0.6, corner=(0.2, 0.2), button=1, lift=True):
