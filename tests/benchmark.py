@@ -35,14 +35,14 @@ def example_network():
     )
 
 
-def example_loader(data_dir, train):
+def example_loader(data_dir, train, device):
     """MNIST as the official example feeds it: decoded and normalized image by image."""
+    beside_gpu = {"num_workers": 1, "pin_memory": True} if device == "cuda" else {}
     transform = transforms.Compose(
         [transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))]
     )
-    return DataLoader(
-        datasets.MNIST(data_dir, train, transform, download=True), batch_size=64, shuffle=train
-    )
+    dataset = datasets.MNIST(data_dir, train, transform, download=True)
+    return DataLoader(dataset, batch_size=64, shuffle=train, **beside_gpu)
 
 
 def make_example(device):
@@ -91,7 +91,7 @@ def seconds(work, *arguments):
 
 def compare_training(rounds, data_dir, device):
     """Train both programs by turns, an epoch each; print how long each takes."""
-    loader = example_loader(data_dir, True)
+    loader = example_loader(data_dir, True, device)
     example = make_example(device)
     train, times = mnist_cnn.train, []
 
@@ -112,6 +112,8 @@ def compare_training(rounds, data_dir, device):
 
 def summary(values):
     """Return accuracies in per cent in words: mean, standard deviation, the lowest, and each."""
+    if len(values) == 1:
+        return f"accuracy {values[0]:.2f}%"
     spread = f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}%"
     each = " ".join(f"{value:.2f}" for value in values)
     return f"accuracy {spread} (lowest {min(values):.2f}%: {each})"
@@ -126,7 +128,8 @@ def measure_program(seeds, epochs, data_dir, device):
 
 def measure_example(seeds, epochs, data_dir, device):
     """Print the official example's test accuracy after each of so many epochs, of so many seeds."""
-    loader, test_loader = example_loader(data_dir, True), example_loader(data_dir, False)
+    loader = example_loader(data_dir, True, device)
+    test_loader = example_loader(data_dir, False, device)
     accuracies = [[] for _ in range(epochs)]
     for seed in range(seeds):
         torch.manual_seed(seed)
@@ -156,10 +159,10 @@ def main():
     print(f"Python {platform.python_version()}, torch {torch.__version__}")
     if args.rounds:
         compare_training(args.rounds, data_dir, device)
-    if args.seeds > 1:
+    if args.seeds:
         for epochs in args.epochs:
             measure_program(args.seeds, epochs, data_dir, device)
-    if args.example_seeds > 1:
+    if args.example_seeds:
         measure_example(args.example_seeds, args.example_epochs, data_dir, device)
 
 
