@@ -1,7 +1,8 @@
 """Train a small convolutional neural network (CNN) on MNIST, test it, and let it read your digits.
 
 Read from the top: constants, data, network, training, testing, the run. A comment marks where the
-story ends. Most of the imports serve what comes after it: plots, pictures, files, the command line.
+story ends. What comes after it, most of the imports serve, and the run calls: plots, pictures,
+files (load_mnist, save, UserError), the command line.
 """
 
 import argparse
@@ -44,21 +45,13 @@ VALIDATE = False  # to choose between designs: test on 10,000 held-out training 
 criterion = nn.CrossEntropyLoss()  # the loss; it turns logits into probabilities itself, by softmax
 
 
-class ImageDataset(TensorDataset):
-    """Images (N, 1, 28, 28) and their labels (N,), the digits that they show."""
-
-    def __getitems__(self, indices):
-        """Return a whole batch; a DataLoader would otherwise get each image by itself."""
-        return self[indices]
-
-
 def make_dataset(dataset, device):
     """Return one of torchvision's two sets as tensors: images in [0, 1], float32, and labels."""
     # data has the pixels of all images, (N, 28, 28), as whole numbers from 0 (black) to 255.
     # PyTorch expects images, channels, rows, columns: unsqueeze adds the channels, 1 for grey.
     # to(device) moves a tensor to the GPU, if there is one: it has to be where the network is.
     images = dataset.data.unsqueeze(1).to(device) / 255
-    return ImageDataset(images, dataset.targets.to(device))
+    return TensorDataset(images, dataset.targets.to(device))
 
 
 def make_loaders(mnist, batch_size, device, validate=False):
@@ -68,13 +61,12 @@ def make_loaders(mnist, batch_size, device, validate=False):
     """
     train_set, test_set = (make_dataset(dataset, device) for dataset in mnist)
     if validate:
-        test_set = ImageDataset(*train_set[-10_000:])
-        train_set = ImageDataset(*train_set[:-10_000])
-    # A DataLoader is what a loop takes batches from. Shuffled, they are others in each epoch: more
-    # is learned from them. collate_fn makes a batch of what the set returned; it is one already.
-    train_loader = DataLoader(train_set, batch_size, shuffle=True, collate_fn=tuple)
-    test_loader = DataLoader(test_set, batch_size, collate_fn=tuple)
-    return train_loader, test_loader
+        # A slice of a set is a pair, its images and labels.
+        test_set = TensorDataset(*train_set[-10_000:])
+        train_set = TensorDataset(*train_set[:-10_000])
+    # A loop takes batches from a DataLoader. Shuffled, they are others in each epoch, which teaches
+    # more.
+    return DataLoader(train_set, batch_size, shuffle=True), DataLoader(test_set, batch_size)
 
 
 class CNN(nn.Module):
@@ -85,13 +77,13 @@ class CNN(nn.Module):
 
     def __init__(self):
         super().__init__()
-        # What is assigned to self, nn.Module searches for weights and biases, the network's
-        # parameters: parameters() returns them, and to(device) moves them.
+        # nn.Module searches what is assigned to self for weights and biases, the network's
+        # parameters: parameters() returns them, to(device) moves them to a GPU.
         # Beside each layer stands one image's shape after it: channels x height x width.
         # A convolution looks for patterns; a channel is a map of where one was found. A window of 5
         # fits 24 times into 28 pixels; padding, a border of zeros, keeps the size as it is. Only
         # the second needs it: digits have a margin of 4 pixels, and the last two may shrink maps.
-        # A pool keeps the highest of every 2 x 2 numbers, and so a quarter of the work.
+        # A pool keeps the highest of every 2 x 2 numbers, and leaves a quarter of the work.
         # Batch norm brings each map to mean 0 and deviation 1, then scales it and adds a bias, both
         # learned: so the convolutions need none. ReLU sets negatives to 0. In training, dropout
         # zeroes a tenth at random, so that the network relies on no single number.
@@ -114,9 +106,10 @@ class CNN(nn.Module):
             nn.Dropout(0.1),
             nn.Linear(64 * 2 * 2, 10),  # 10 logits
         )
-        # PyTorch has set the first weights at random, of about 0.02 to 0.1. About 0.01 learns
-        # faster: a training step is as long for small weights as for large, and changes them more.
-        # So only in the convolutions before a batch norm, which rescales what comes out.
+        # PyTorch has set the first weights at random, to about 0.02 to 0.1. Smaller ones learn
+        # faster: a training step changes all weights by about as much, which is more of a small
+        # one. What comes out is smaller, too, but a batch norm rescales it: it follows each
+        # convolution without a bias.
         for layer in self.layers:
             if isinstance(layer, nn.Conv2d) and layer.bias is None:
                 nn.init.normal_(layer.weight, std=0.01)
@@ -141,9 +134,10 @@ def train(model, loader, optimizer, scheduler, epoch, epochs, log_interval):
         logits = model(images)
         loss = criterion(logits, labels)  # the batch's mean
         # PyTorch has noted how the loss came from the weights. backward goes the same way back, and
-        # stores each weight's gradient: how the loss changes when the weight grows.
+        # stores beside each weight its gradient: how the loss changes when the weight grows. There
+        # the optimizer finds it, which was given the weights when it was made, in run.
         loss.backward()
-        optimizer.step()  # change each weight that it was given a little, against its gradient
+        optimizer.step()  # change each weight a little, against its gradient
         scheduler.step()  # set the learning rate of the next step
         losses.append(loss.detach())  # the number alone: PyTorch can free what backward needed
         guesses = logits.argmax(dim=1)  # the digit of the highest logit
@@ -174,16 +168,17 @@ def augment(images, stretch=0.1, slant=0.2, shift=1):
     Each is stretched and slanted by up to these shares, and moved by up to shift pixels. So there
     are more different images than 60,000, too many for the network to learn by heart.
     """
-    # Each pixel (x, y) is looked up in the original at another place, an affine map of its own:
-    # (a x + b y + c, d x + e y + f). The matrix [[1, 0, 0], [0, 1, 0]], torch.eye(2, 3), would
-    # change nothing; a and e change width and height, b and d slant, c and f move the image.
-    # x and y go from -1 to 1 over 28 pixels, so that one pixel is 2 / 28.
+    # Each pixel (x, y) of the new image comes from another place of the original,
+    # (a x + b y + c, d x + e y + f): a and e change width and height, b and d slant, c and f move.
+    # The matrix [[a, b, c], [d, e, f]] is random, but near [[1, 0, 0], [0, 1, 0]], which changes
+    # nothing: torch.eye(2, 3). x and y go from -1 to 1 over 28 pixels, so one pixel is 2 / 28.
     move = shift * 2 / 28
     limits = torch.tensor([[stretch, slant, move], [slant, stretch, move]])
     changes = torch.empty(len(images), 2, 3).uniform_(-1, 1)
     matrices = torch.eye(2, 3) + limits * changes
     places = F.affine_grid(matrices.to(images.device), images.shape, align_corners=False)
-    # Bicubic, as the usual bilinear would blur the strokes; some values leave [0, 1] by a little.
+    # A place between pixels gets a mixture of its neighbours: bicubic, of sixteen, as the usual
+    # four would blur the strokes. Some values leave [0, 1] by a little.
     return F.grid_sample(images, places, mode="bicubic", align_corners=False)
 
 
@@ -198,8 +193,8 @@ def run(args):
     # channels_last is the order of the numbers in memory with which a CPU is fastest.
     model = CNN().to(args.device, memory_format=torch.channels_last)
     # Adam divides each gradient by its recent size, so that a step changes a weight by about lr,
-    # however small the gradient is. It averages gradients over about 10 steps (0.9), and sizes over
-    # about 100 (0.99; the usual 0.999 stands for 1,000, a third of the run).
+    # however small the gradient is. It averages gradients over about 10 steps, 1 / (1 - 0.9), and
+    # sizes over about 100, 1 / (1 - 0.99): the usual 0.999 would be a third of the run.
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, betas=(0.9, 0.99))
     steps = args.epochs * len(train_loader)
 
@@ -226,9 +221,9 @@ def run(args):
         test_loss, correct, probabilities = evaluate(model, test_loader)
         accuracy = 100 * correct / count
         seconds = time.perf_counter() - start
-        weights = sizes / sizes.sum()  # each image counts once
-        train_loss = (losses @ weights).item()
-        train_accuracy = (accuracies @ weights).item()
+        shares = sizes / sizes.sum()  # of the images, so that each counts once
+        train_loss = (losses @ shares).item()
+        train_accuracy = (accuracies @ shares).item()
         if not math.isfinite(train_loss + test_loss):
             raise UserError(
                 f"The loss is not finite after epoch {epoch}: lower --lr (nothing was saved)."
@@ -722,9 +717,7 @@ def load_mnist(data_dir):
 def load_model(path):
     """Return the network with the weights that a training saved; raise UserError if it can't."""
     model = CNN()
-    with explain(f"Can't read {path}", "choose another --output-dir"):
-        if not Path(path).exists():
-            raise UserError(f"There is no {path}: train first.")
+    with explain(f"Can't read {path}", "train first, or choose another --output-dir"):
         content = io.BytesIO(Path(path).read_bytes())
     try:
         model.load_state_dict(torch.load(content, map_location="cpu", weights_only=True))
@@ -769,12 +762,12 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     if min(args.epochs, args.batch_size, args.log_interval) < 1:
         parser.error("--epochs, --batch-size and --log-interval must be at least 1")
-    if args.lr <= 0 or not math.isfinite(args.lr):
+    if not 0 < args.lr < math.inf:
         parser.error("--lr must be a number above 0")
     if not isinstance(args.seed, int) or not 0 <= args.seed < 2**64:
         parser.error("--seed must be a whole number from 0 to 2**64 - 1")
     if args.device not in devices:
-        parser.error(f"--device must be {' or '.join(devices)}: no other is found")
+        parser.error(f"--device must be one of {devices}: no other is found")
     return args
 
 
