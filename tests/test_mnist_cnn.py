@@ -343,7 +343,8 @@ def test_uv_installs_what_pip_does():
 LAYERS = r"self\.layers = nn\.Sequential\((.|\n)*?\n        \)\n"
 ONE_LAYER = "self.layers = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))\n"
 FEW_IMAGES = "train_set = TensorDataset(*train_set[:1000])\n    return DataLoader"
-BATCHES = "torch.utils.data.BatchSampler(torch.utils.data.RandomSampler(train_set), batch_size, drop_last=False)"
+RANDOM = "torch.utils.data.RandomSampler(train_set)"
+BATCHES = f"torch.utils.data.BatchSampler({RANDOM}, batch_size, drop_last=False)"
 WHOLE = f"DataLoader(train_set, sampler={BATCHES}, batch_size=None)"
 SGD = "torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)"
 # Of the README's tables: how often they change the story as it is, what is replaced, and by what.
