@@ -122,7 +122,7 @@ def test_files_of_a_training(trained):
     for name in ("loss_curves.png", "mistakes.png"):
         with Image.open(trained[0] / name) as image:
             assert image.format == "PNG"
-    weights = torch.load(trained[0] / "mnist_cnn.pt")
+    weights = torch.load(trained[0] / "mnist_cnn.pt", weights_only=True)
     assert all(tensor.is_contiguous() for tensor in weights.values())
 
 
