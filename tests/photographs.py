@@ -13,7 +13,6 @@ import sys
 from functools import partial
 
 import torch
-from matplotlib.backend_bases import MouseEvent
 from PIL import Image, ImageDraw
 from torch.nn import functional as F
 from torchvision.ops import masks_to_boxes
@@ -186,22 +185,6 @@ def drawn(digit, ink="#2040a0", paper="#f4e8b0", width=20):
     return pil_to_tensor(picture.resize((170, 130))) / 255
 
 
-def write(pad, stroke, size=0.6, corner=(0.2, 0.2), button=1, lift=True):
-    """Write on the pad as a mouse does; return what the network then sees, and is said of it."""
-    points = torch.tensor(corner) + size * torch.tensor(stroke) / 100
-    points = pad.axes[0].transData.transform(points).tolist()
-
-    def send(name, point):
-        event = MouseEvent(name, pad.canvas, *point, button)
-        pad.canvas.callbacks.process(name, event)
-
-    send("button_press_event", points[0])
-    for point in points[1:]:
-        send("motion_notify_event", point)
-    if lift:
-        send("button_release_event", points[-1])
-    image = torch.tensor(pad.axes[1].images[0].get_array())
-    return image, pad.axes[2].get_title()
 
 
 NOTES = [(0.98, 0.93, 0.45), (0.98, 0.6, 0.72), (0.55, 0.8, 0.95), (0.65, 0.92, 0.55)]

@@ -16,7 +16,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 from matplotlib import pyplot, style
-from matplotlib.backend_bases import KeyEvent
+from matplotlib.backend_bases import KeyEvent, MouseEvent
 from matplotlib.colors import to_rgb
 from PIL import Image, ImageOps
 from torch import nn
@@ -29,7 +29,7 @@ from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 import mnist_cnn
 
 from .conftest import FLAGS, ROOT
-from .photographs import KINDS, STROKES, drawn, share_right, write
+from .photographs import KINDS, STROKES, drawn, share_right
 
 
 @pytest.fixture(scope="session")
@@ -520,6 +520,24 @@ def pad():
     figure.canvas.draw()  # as a window does before anyone can write in it
     yield figure
     pyplot.close(figure)
+
+
+def write(pad, stroke, size=0.6, corner=(0.2, 0.2), button=1, lift=True):
+    """Write on the pad as a mouse does; return what the network then sees, and is said of it."""
+    points = torch.tensor(corner) + size * torch.tensor(stroke) / 100
+    points = pad.axes[0].transData.transform(points).tolist()
+
+    def send(name, point):
+        event = MouseEvent(name, pad.canvas, *point, button)
+        pad.canvas.callbacks.process(name, event)
+
+    send("button_press_event", points[0])
+    for point in points[1:]:
+        send("motion_notify_event", point)
+    if lift:
+        send("button_release_event", points[-1])
+    image = torch.tensor(pad.axes[1].images[0].get_array())
+    return image, pad.axes[2].get_title()
 
 
 def write_digit(pad, digit, **place):
