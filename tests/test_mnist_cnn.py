@@ -10,13 +10,14 @@ import re
 import runpy
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
 import torch
 from matplotlib import pyplot, style
-from matplotlib.backend_bases import KeyEvent, MouseEvent
+from matplotlib.backend_bases import KeyEvent, MouseEvent, TimerBase
 from matplotlib.colors import to_rgb
 from PIL import Image, ImageOps
 from torch import nn
@@ -513,17 +514,40 @@ def test_programs_of_the_readme(program, mnist, tmp_path, monkeypatch, capsys):
 MODEL = nn.Sequential(nn.Flatten(), nn.AdaptiveAvgPool1d(10))  # for the pad, any network will do
 
 
+class Timer(TimerBase):
+    """One that rings when it is told to, if it was started."""
+
+    started = False
+
+    def start(self):
+        self.started = True
+
+    def stop(self):
+        self.started = False
+
+    def ring(self):
+        if self.started:
+            self._on_timer()
+
+
 @pytest.fixture
 def pad():
-    figure = pyplot.figure(figsize=(11, 5.5), layout="constrained")
+    figure = pyplot.figure(figsize=(10, 5))
+    figure.timer = Timer()
+    figure.canvas.new_timer = Mock(return_value=figure.timer)
     mnist_cnn.draw_pad(figure, MODEL)
     figure.canvas.draw()  # as a window does before anyone can write in it
     yield figure
     pyplot.close(figure)
 
 
+def see(pad):
+    """Return the image that the network sees, and what is said of it."""
+    return torch.tensor(pad.axes[1].images[0].get_array()), pad.axes[2].get_title()
+
+
 def write(pad, stroke, size=0.6, corner=(0.2, 0.2), button=1, lift=True):
-    """Write on the pad as a mouse does; return what the network then sees, and is said of it."""
+    """Write on the pad as a mouse does; return what is then seen and said."""
     points = torch.tensor(corner) + size * torch.tensor(stroke) / 100
     points = pad.axes[0].transData.transform(points).tolist()
 
@@ -536,8 +560,14 @@ def write(pad, stroke, size=0.6, corner=(0.2, 0.2), button=1, lift=True):
         send("motion_notify_event", point)
     if lift:
         send("button_release_event", points[-1])
-    image = torch.tensor(pad.axes[1].images[0].get_array())
-    return image, pad.axes[2].get_title()
+    return see(pad)
+
+
+def press(pad, key):
+    """Press a key where the mouse is over the pad."""
+    middle = pad.axes[0].transData.transform((0.5, 0.5))
+    event = KeyEvent("key_press_event", pad.canvas, key, *middle)
+    pad.canvas.callbacks.process("key_press_event", event)
 
 
 def write_digit(pad, digit, **place):
@@ -551,36 +581,43 @@ def write_digit(pad, digit, **place):
     assert title.startswith(f"{probabilities.argmax()} (")
 
 
-def press_c(pad):
-    event = KeyEvent("key_press_event", pad.canvas, "c")
-    pad.canvas.callbacks.process("key_press_event", event)
-
-
 def click_right(pad):
     write(pad, [(50, 50)], button=3)
 
 
-@pytest.mark.parametrize("clear", [press_c, click_right])
+@pytest.mark.parametrize("clear", [partial(press, key="c"), partial(press, key="C"), click_right])
 def test_pad(pad, clear):
     write_digit(pad, 4, size=0.2, corner=(0.05, 0.75))
     clear(pad)
-    assert not pad.axes[1].images[0].get_array().any()
-    assert not pad.axes[2].get_title()
+    image, title = see(pad)
+    assert not image.any()
+    assert not title
     write_digit(pad, 7, size=0.8, corner=(0.1, 0.1))
 
 
-def test_pad_passes_over_a_click(pad):
-    """As one that brings the window to the front."""
-    image, title = write(pad, [(50, 50)])
+@pytest.mark.parametrize("click", [[(50, 50)], [(50, 50), (51, 50)]])
+def test_pad_passes_over_a_click(pad, click):
+    """As one that brings the window to the front, even if the pen trembles."""
+    image, title = write(pad, click)
     assert not image.any()
     assert not title
 
 
-def test_pad_reads_while_the_pen_is_down(pad):
+def test_pad_reads_where_the_pen_rests(pad):
     """Also when it has left the pad, and come back."""
-    image, title = write(pad, [(20, 50), (160, 50), (90, 90)], lift=False)
+    write(pad, [(20, 50), (160, 50), (90, 90)], lift=False)
+    pad.timer.ring()
+    image, title = see(pad)
     assert image.any()
     assert title
+
+
+def test_pad_keeps_up_with_the_pen(pad):
+    """A window loses points while it draws the whole figure."""
+    drawn = Mock()
+    pad.canvas.mpl_connect("draw_event", drawn)
+    write(pad, [(x, x * x / 100) for x in range(100)])
+    assert 1 <= drawn.call_count <= 3
 
 
 def test_pad_is_light_whatever_matplotlibrc_says(earlier, call, monkeypatch):
