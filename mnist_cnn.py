@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 from matplotlib import style
-from matplotlib.backend_bases import MouseButton
+from matplotlib.backend_bases import FigureManagerBase, MouseButton
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.widgets import LassoSelector
@@ -643,11 +643,19 @@ def open_pad(model):
     try:
         from matplotlib import pyplot  # only here, because it looks for a display
 
-        figure = pyplot.figure("mnist_cnn", figsize=(10, 5))
-        if not figure.canvas.required_interactive_framework:
+        with pyplot.rc_context({"toolbar": "None"}):
+            figure = pyplot.figure("mnist_cnn", figsize=(10, 5))
+        manager = figure.canvas.manager
+        if type(manager) is FigureManagerBase:
             raise ImportError("its back end has no windows")
     except Exception as error:  # a toolkit that isn't installed, or finds no display: any error
-        raise UserError(f"No window: it needs a desktop and tkinter ({error}).") from error
+        raise UserError(
+            f"No window ({error}): it needs a desktop and tkinter, or a browser: "
+            "install tornado with pip, and set MPLBACKEND=webagg."
+        ) from error
+    # A toolbar and keys of matplotlib's own would zoom, or make an axis logarithmic.
+    figure.canvas.mpl_disconnect(manager.key_press_handler_id)
+    figure.canvas.toolbar_visible = False  # a notebook's widget makes one all the same
     draw_pad(figure, model)
     pyplot.show(block=True)
 

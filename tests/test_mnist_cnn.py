@@ -17,7 +17,14 @@ from unittest.mock import Mock
 import pytest
 import torch
 from matplotlib import pyplot, style
-from matplotlib.backend_bases import KeyEvent, MouseEvent, TimerBase
+from matplotlib.backend_bases import (
+    FigureManagerBase,
+    KeyEvent,
+    MouseEvent,
+    NavigationToolbar2,
+    TimerBase,
+)
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from PIL import Image, ImageOps
 from torch import nn
@@ -620,6 +627,26 @@ def test_pad_keeps_up_with_the_pen(pad):
     assert 1 <= drawn.call_count <= 3
 
 
+def test_window(earlier, call, monkeypatch):
+    """A browser's is one, too. matplotlib's own keys and tools do nothing to the pad in it."""
+
+    class Window(FigureManagerBase):
+        _toolbar2_class = NavigationToolbar2
+        show = Mock()
+
+    monkeypatch.setattr(FigureCanvasAgg, "manager_class", Window)
+    assert call("--output-dir", earlier, "--draw") == (None, "", [])
+    assert Window.show.called
+    pad = pyplot.figure("mnist_cnn")
+    assert not pad.canvas.manager.toolbar
+    for key in "fgklopqrs":
+        press(pad, key)
+    image, _ = write(pad, *STROKES[7])
+    assert likeness(image[None], mnist_cnn.prepare_strokes(STROKES[7])) > 0.99
+    assert pyplot.fignum_exists("mnist_cnn")
+    pyplot.close(pad)
+
+
 def test_pad_is_light_whatever_matplotlibrc_says(earlier, call, monkeypatch):
     def open_pad(model):
         figure = pyplot.figure()
@@ -763,6 +790,7 @@ def test_no_window(earlier, call):
     status, out, (line,) = call("--output-dir", earlier, "--draw")
     assert (status, out) == (1, "")
     assert "window" in line
+    assert "webagg" in line
     assert is_kept(earlier)
 
 
