@@ -582,6 +582,15 @@ def prepare_strokes(strokes, pen_width=2.5):
     return center(pil_to_tensor(image)[0] / 255)
 
 
+def is_click(stroke):
+    """Say whether a stroke, points (x, y) from 0 to 1, is a click, if with a hand that trembles.
+
+    One may have brought the window to the front.
+    """
+    low, high = torch.tensor(stroke).aminmax(dim=0)
+    return (high - low).max() < 0.02
+
+
 def draw_pad(figure, model):
     """Turn a figure into a pad to write on with the left button.
 
@@ -606,9 +615,7 @@ def draw_pad(figure, model):
 
     def show(_=None):
         timer.stop()
-        # Not a click, such as one that brings the window to the front, nor where it trembles by
-        # less than about a fiftieth of the pad.
-        written = [s for s in strokes if torch.tensor(s).std(0, correction=0).max() > 0.006]
+        written = [stroke for stroke in strokes if not is_click(stroke)]
         image, probabilities = torch.zeros(1, 28, 28), torch.zeros(10)
         if written:
             image, probabilities = read_digit(model, prepare_strokes(written)[None])
@@ -620,12 +627,19 @@ def draw_pad(figure, model):
     # Draws below the pen, and calls show when it is lifted.
     lasso = LassoSelector(pad, show, props=pen, button=MouseButton.LEFT)
 
+    def clear():
+        strokes.clear()
+        show()
+
     def on_press(event):
-        if getattr(event, "button", event.key) in (MouseButton.RIGHT, "c", "C"):
-            strokes.clear()
-            show()
+        if event.button == MouseButton.RIGHT:
+            clear()
         elif lasso.verts:
             strokes.append(lasso.verts)  # the list that grows while the stroke is written
+
+    def on_key(event):
+        if event.key in ("c", "C"):  # C where Caps Lock is on
+            clear()
 
     def on_motion(event):
         if lasso.verts:
@@ -633,7 +647,7 @@ def draw_pad(figure, model):
 
     timer.add_callback(show)
     figure.canvas.mpl_connect("button_press_event", on_press)
-    figure.canvas.mpl_connect("key_press_event", on_press)
+    figure.canvas.mpl_connect("key_press_event", on_key)
     figure.canvas.mpl_connect("motion_notify_event", on_motion)
     show()
 
