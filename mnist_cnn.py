@@ -337,14 +337,14 @@ def read_picture(path):
     Raise ValueError if it can't be read.
     """
     try:
-        # What Pillow warns of, damaged notes beside a picture, doesn't matter here.
+        # What Pillow warns of, damaged EXIF data beside a picture, doesn't matter here.
         with warnings.catch_warnings(record=True), Image.open(path) as image:
             image.draft(None, (800, 800))  # a JPEG can be decoded at a fraction of its size
-            levels = "F" if image.mode[0] in "IF" else "RGBA"  # F: one channel, more than 8 bits
-            image = image.convert(levels)
+            mode = "F" if image.mode[0] in "IF" else "RGBA"  # F: one channel, more than 8 bits
+            image = image.convert(mode)
             image.thumbnail((800, 800))
             with suppress(Exception):  # where its turn can't be read, a picture stays as it lies
-                ImageOps.exif_transpose(image, in_place=True)
+                image = ImageOps.exif_transpose(image)
             pixels = pil_to_tensor(image)
     except Exception as error:  # decoders raise whatever they like
         raise ValueError(f"it can't be read ({error}); use an intact JPEG or PNG file") from error
