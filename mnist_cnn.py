@@ -334,7 +334,8 @@ def plot_reading(left, right, image, probabilities):
 def read_picture(path):
     """Return a file's picture, float32 (channels, H, W) in [0, 1], upright, of at most 800 pixels.
 
-    Raise ValueError if it can't be read.
+    It has one channel, grey, or four: red, green and blue on white paper, and opacity. Raise
+    ValueError if it can't be read.
     """
     try:
         # What Pillow warns of, damaged EXIF data beside a picture, doesn't matter here.
@@ -351,10 +352,8 @@ def read_picture(path):
     if len(pixels) == 1:
         pixels = pixels.nan_to_num()
         return (pixels / pixels.max().clamp(min=1)).clamp(0, 1)
-    colour, opacity = pixels[:3] / 255, pixels[3:] / 255
-    if opacity.mean() < 0.5:  # on transparent paper, ink of any colour is what is opaque
-        return opacity
-    return colour * opacity + (1 - opacity)  # on white paper
+    colour, opacity = (pixels / 255).split([3, 1])
+    return torch.cat([colour * opacity + (1 - opacity), opacity])
 
 
 def shrink(picture, longest):

@@ -477,6 +477,21 @@ def test_kinds_of_files(tmp_path, recwarn):
     assert not recwarn.list
 
 
+def save_a_card(path):
+    """Save an opaque card with a digit on transparent paper."""
+    picture = Image.new("RGBA", (300, 230))
+    picture.paste(to_pil_image(drawn(4)), (90, 20))
+    picture.save(path)
+
+
+@pytest.mark.parametrize("save", [save_a_card])
+def test_rare_files(save, tmp_path):
+    save(tmp_path / "4.png")
+    candidates = mnist_cnn.prepare(mnist_cnn.read_picture(tmp_path / "4.png"))
+    expected = mnist_cnn.prepare_strokes(STROKES[4])
+    assert likeness(candidates, expected[None]).max() > 0.7
+
+
 @pytest.mark.filterwarnings("error")  # fonts may lack the letters of a name
 def test_predict(earlier, call):
     """Each picture has its line, in order; one that can't be read has it on stderr."""
