@@ -328,9 +328,9 @@ def plot_reading(left, right, image, probabilities):
 
 
 # Own digits: from a file to an image like MNIST's, which the network can read. read_picture opens
-# the file; find_ink makes it small and looks for ink, in two ways in each colour channel; cut_out
-# keeps one digit; center gives it MNIST's form; read_digit lets the network choose among the looks.
-# predict, at the end, does all of it.
+# the file; find_ink makes it small and looks for ink, in two ways in each channel; cut_out keeps
+# one digit; center gives it MNIST's form. All that is found is a candidate; read_digit lets the
+# network choose. predict, at the end, does all of it.
 def read_picture(path):
     """Return a file's picture, float32 (channels, H, W) in [0, 1], upright, of at most 800 pixels.
 
@@ -362,99 +362,106 @@ def shrink(picture, longest):
     return resize(picture, [max(2, round(scale * length)) for length in picture.shape[1:]])
 
 
-def dilate(image, radius):
-    """Return an image (H, W) with each pixel as bright as the brightest in a square around it."""
+def dilate(images, radius):
+    """Return images (N, H, W) with each pixel as bright as the brightest in a square around it."""
     for _ in range(2):  # along the rows, then the columns: much faster than all of it at once
-        image = F.max_pool1d(image[None], 2 * radius + 1, stride=1, padding=radius)[0].T
-    return image
+        images = F.max_pool1d(images, 2 * radius + 1, stride=1, padding=radius).mT
+    return images
 
 
-def erode(image, radius):
-    """Return an image (H, W) with each pixel as dark as the darkest in a square around it."""
-    return -dilate(-image, radius)
+def erode(images, radius):
+    """Return images (N, H, W) with each pixel as dark as the darkest in a square around it."""
+    return -dilate(-images, radius)
 
 
-def reconstruct(seeds, image):
-    """Return an image (H, W) in which only what is connected to seeds (H, W) is still bright.
+def average(images, radius):
+    """Return images (N, H, W) with each pixel the mean of a square around it, inside the image."""
+    for _ in range(2):
+        images = F.avg_pool1d(images, 2 * radius + 1, 1, radius, count_include_pad=False).mT
+    return images
+
+
+def reconstruct(seeds, images):
+    """Return images (N, H, W) in which only what is connected to seeds (N, H, W) is still bright.
 
     Vincent, "Morphological Grayscale Reconstruction in Image Analysis", 1993.
     """
-    # Like water, the seeds flow on to their neighbours, but not above the image.
+    # Like water, the seeds flow on to their neighbours, but not above the images.
     while True:
-        flood = torch.minimum(dilate(seeds, 1), image)
+        flood = torch.minimum(dilate(seeds, 1), images)
         if flood.equal(seeds):
             return flood
         seeds = flood
 
 
-def get_middle(image):
-    """Return the middle of an image (H, W): without a fifth of it on each side."""
-    return center_crop(image, [length - 2 * (length // 5) for length in image.shape])
+def add_up(images):
+    """Return the sum of each of some images (N, H, W), as (N, 1, 1)."""
+    return images.sum(dim=(1, 2), keepdim=True)
 
 
-def has_contrast(image):
-    """Say whether an image (H, W) may show ink: it has contrast, and not everywhere."""
-    contrast = dilate(image, 2) - erode(image, 2)
-    grain = 4 * contrast.quantile(0.25)  # is everywhere
-    return contrast.max() >= max(0.12, grain)  # shadows have less than 0.12
+def get_middle(images):
+    """Return the middle of images (N, H, W): without a fifth of it on each side."""
+    return center_crop(images, [3 * length // 5 for length in images.shape[1:]])
 
 
-def brighten_ink(image):
-    """Return an image (H, W) with bright ink, the image itself or its negative."""
+def brighten_ink(images):
+    """Return images (N, H, W) in [0, 1] with bright ink, each itself or its negative in [-1, 0]."""
     # Ink is rare: where it is dark, a few pixels are far below the mean around them.
-    middle = get_middle(image)[None]  # shows no table
-    means = F.avg_pool2d(middle, 33, stride=1, padding=16, count_include_pad=False)
-    skewness = (middle - means).pow(3).mean()  # the cube keeps the sign; large differences count
-    return -image if skewness < 0 else image
+    middle = get_middle(images)  # shows no table
+    # The cube keeps the sign, and large differences count.
+    skewness = add_up((middle - average(middle, 16)).pow(3))
+    return images.copysign(skewness)
 
 
-def find_narrow(image):
-    """Return what is bright in an image (H, W), narrower than 39 pixels, and not at its border."""
+def find_narrow(images):
+    """Return what is bright in images (N, H, W), narrower than 39 pixels, and not at the border."""
     # Opening an image takes away what is too narrow for a square; the top-hat is what it took.
-    opened = dilate(erode(image, 19), 19)
-    top_hat = image - opened
-    inner = F.pad(top_hat[1:-1, 1:-1], [1] * 4)  # with a border of zeros
+    top_hat = images - dilate(erode(images, 19), 19)
+    inner = F.pad(F.pad(top_hat, [-1] * 4), [1] * 4)  # with a border of zeros
     at_border = reconstruct(top_hat - inner, top_hat)
     return top_hat - at_border  # without tables and shadows
 
 
-def find_unlike(image):
-    """Return what is unlike the paper in an image (H, W), and reaches its middle.
+def find_unlike(images):
+    """Return what is unlike the paper in images (N, H, W), and reaches the middle.
 
     So a digit is found that touches the border.
     """
-    paper = image[:, [0, -1]].median()  # a digit cut out tightly covers more of the other edges
-    unlike = (image - paper).abs()
-    in_middle = center_crop(get_middle(unlike), unlike.shape)  # fills up with zeros
+    # A digit cut out tightly covers more of the other edges.
+    paper = images[..., [0, -1]].flatten(1).median(dim=1).values
+    unlike = (images - paper[:, None, None]).abs()
+    in_middle = center_crop(get_middle(unlike), unlike.shape[1:])  # fills up with zeros
     return reconstruct(in_middle, unlike)
 
 
 def find_ink(picture):
-    """Return how much ink each pixel of a picture (channels, H, W) has, a list of images (h, w).
+    """Return how much ink each pixel of a picture (channels, H, W) has, as images (N, h, w).
 
     Each channel is seen in two ways, as the network can tell later which shows a digit.
     """
-    small = shrink(picture, 128)  # enough for a digit; sizes in the search are in its pixels
-    inks = []
-    for image in small.unique(dim=0):  # a grey picture has one, be it three times
-        if has_contrast(image):
-            inks += [find_narrow(brighten_ink(image)), find_unlike(image)]
-    return inks
+    # 128 pixels are enough for a digit; sizes in the search are in such pixels. A grey picture has
+    # one channel, be it three times.
+    images = shrink(picture, 128).unique(dim=0)
+    contrast = (dilate(images, 2) - erode(images, 2)).flatten(1)
+    grain = 4 * contrast.quantile(0.25, dim=1)  # is everywhere, ink is not
+    images = images[contrast.amax(dim=1) > grain.clamp(min=0.01)]
+    return torch.cat([find_narrow(brighten_ink(images)), find_unlike(images)])
 
 
-def cut_out(ink):
-    """Return an image of ink (H, W) with one digit alone, in [0, 1]; None where it is a speck."""
+def cut_out(ink, radius):
+    """Return images of ink (N, H, W), each with one digit alone, in [0, 1].
+
+    Strokes with less than 2 * radius pixels between them belong together.
+    """
     # The strokes' level: the mean, in which a pixel counts by the square of its ink.
-    level = ink.pow(3).sum() / ink.square().sum()
-    mask = ink > level / 2
-    near = dilate(mask.float(), 6)  # strokes with less than 12 pixels between them belong together
-    density = F.avg_pool2d((ink * mask)[None], 21, stride=1, padding=10)[0] * near
-    densest = near * (density == density.max())
-    digit = mask & (reconstruct(densest, near) > 0)  # all strokes of where ink is densest
-    if digit.sum() < 16:
-        return None
-    edged = dilate(digit.float(), 1)  # by 1, for the grey levels of its edge
-    return edged * (ink / ink[digit].mean()).clamp(max=1)
+    level = add_up(ink.pow(3)) / add_up(ink.square())
+    mask = (ink > level / 2).float()
+    near = dilate(mask, radius)
+    density = average(ink * mask, 10) * near
+    densest = near * (density == density.amax(dim=(1, 2), keepdim=True))
+    digits = mask * reconstruct(densest, near)  # all strokes of where ink is densest
+    # They are dilated by 1, for the grey levels of their edges.
+    return dilate(digits, 1) * (ink / level).clamp(max=1)
 
 
 def center(ink):
@@ -476,28 +483,40 @@ def center(ink):
     return (image * 0.6 / mean).clamp(max=1)
 
 
-def prepare(picture):
-    """Return a picture (channels, H, W) as looks in MNIST's form (N, 1, 28, 28), one for each way.
+def find_candidates(ink):
+    """Return what may be a digit in images of ink (N, H, W), in MNIST's form (M, 1, 28, 28).
 
-    Raise ValueError if it is empty.
+    Raise ValueError if nothing may.
     """
-    digits = map(cut_out, find_ink(picture))
-    looks = [center(digit) for digit in digits if digit is not None]
+    candidates = [
+        center(digit)
+        for radius in (6, 1)  # 6 joins broken strokes, 1 leaves a frame out
+        for digit in cut_out(ink, radius)
+        if (digit > 0).sum() >= 36  # less, with its edge, is a speck
+    ]
     # What is filled is no digit, but a note on a desk: a square has 0.51, MNIST at most 0.33.
-    looks = [look for look in looks if look.mean() < 0.38]
-    if not looks:
+    candidates = [image for image in candidates if image.mean() < 0.38]
+    if not candidates:
         raise ValueError(
             "the picture is empty: it must show a digit darker or lighter than its paper"
         )
-    return torch.stack(looks)
+    return torch.stack(candidates)
+
+
+def prepare(picture):
+    """Return what may be a digit in a picture (channels, H, W), in MNIST's form (N, 1, 28, 28).
+
+    Raise ValueError if it is empty.
+    """
+    return find_candidates(find_ink(picture))
 
 
 @torch.inference_mode()
-def read_digit(model, looks):
-    """Return the look that the network finds most like a digit, and its probabilities, (10,)."""
-    logits = model(looks)
+def read_digit(model, candidates):
+    """Return the candidate that the network finds most like a digit, and its probabilities."""
+    logits = model(candidates)
     best = logits.amax(dim=1).argmax()
-    return looks[best], logits[best].softmax(dim=0)
+    return candidates[best], logits[best].softmax(dim=0)
 
 
 def has_neighbours(ink):
@@ -519,7 +538,7 @@ def find_files(patterns):
     return paths
 
 
-def predict(model, patterns, output_dir, most=100):
+def predict(model, patterns, output_dir, limit=100):
     """Print each picture's digit, and plot how the first were read.
 
     Raise UserError, at the end, if any can't be read.
@@ -529,20 +548,21 @@ def predict(model, patterns, output_dir, most=100):
     for path in paths:
         try:
             picture = read_picture(path)
-            looks = prepare(picture)
+            ink = find_ink(picture)
+            candidates = find_candidates(ink)
         except ValueError as error:
             print(f"{path}: {error}", file=sys.stderr)
             failed += 1
             continue
-        image, probabilities = read_digit(model, looks)
+        image, probabilities = read_digit(model, candidates)
         reading = describe(probabilities)
         if probabilities.max() < 0.5:
             reading += " - unsure: see predictions.png"
-        votes = [has_neighbours(ink) for ink in find_ink(picture)]
+        votes = [has_neighbours(image) for image in ink]
         if sum(votes) > len(votes) / 2:
             reading += " - more than one digit? cut them apart"
         print(f"{path}: {reading}")
-        if len(readings) < most:
+        if len(readings) < limit:
             readings.append((Path(path).name, shrink(picture, 250), image, probabilities))
     if readings:
         save(output_dir / "predictions.png", plot_readings(readings))
