@@ -517,6 +517,23 @@ def test_rare_files(save, tmp_path):
     assert likeness(candidates, expected[None]).max() > 0.7
 
 
+@pytest.mark.parametrize("first", [0.85, 0.95, 0.995])
+def test_unsure(first, tmp_path, capsys):
+    """The second choice is said unless it is rare, and that the network is unsure."""
+    to_pil_image(drawn(7)).save(tmp_path / "7.png")
+    probabilities = torch.zeros(10)
+    probabilities[3], probabilities[5] = first, 1 - first
+
+    def model(candidates):
+        return probabilities.log().expand(len(candidates), 10)
+
+    mnist_cnn.predict(model, [str(tmp_path / "7.png")], tmp_path)
+    out = capsys.readouterr().out
+    assert f": 3 ({first:.1%})" in out
+    assert (f", or 5 ({1 - first:.1%})" in out) == (first < 0.99)
+    assert (" - unsure" in out) == (first < 0.9)
+
+
 @pytest.mark.filterwarnings("error")  # fonts may lack the letters of a name
 def test_predict(earlier, call):
     """Each picture has its line, in order; one that can't be read has it on stderr."""
