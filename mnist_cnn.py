@@ -410,7 +410,7 @@ def brighten_ink(images):
     middle = get_middle(images)  # shows no table
     # The cube keeps the sign, and large differences count.
     skewness = add_up((middle - average(middle, 16)).pow(3))
-    return images.copysign(skewness)
+    return images.copysign(skewness)  # negative where ink is dark
 
 
 def find_narrow(images):
