@@ -615,7 +615,8 @@ def draw_pad(figure, model):
 
     Beside it are what the network sees, and its probabilities.
     """
-    figure.subplots_adjust(0.02, 0.08, 0.98, 0.92)  # constrained layout takes longer than drawing
+    # The layout that fits by itself, "constrained", would take longer than drawing.
+    figure.subplots_adjust(left=0.02, bottom=0.08, right=0.98)
     pad, view, bars = figure.subplots(1, 3, width_ratios=(2, 1, 1))
     pad.set(
         title="write a digit; c or a right click clears",
@@ -632,7 +633,7 @@ def draw_pad(figure, model):
     timer = figure.canvas.new_timer(200)
     strokes = []
 
-    def show(_=None):
+    def show(*_):
         timer.stop()
         written = [stroke for stroke in strokes if not is_click(stroke)]
         image, probabilities = torch.zeros(1, 28, 28), torch.zeros(10)
@@ -676,20 +677,24 @@ def open_pad(model):
     try:
         from matplotlib import pyplot  # only here, because it looks for a display
 
+        pyplot.close("mnist_cnn")  # a notebook keeps an earlier one
         with pyplot.rc_context({"toolbar": "None"}):
-            figure = pyplot.figure("mnist_cnn", figsize=(10, 5))
-        manager = figure.canvas.manager
-        if type(manager) is FigureManagerBase:
+            # Not wider than a notebook's cell in a window of 1,280 pixels.
+            canvas = pyplot.figure("mnist_cnn", figsize=(8.4, 4.4)).canvas
+        if type(canvas.manager) is FigureManagerBase:
             raise ImportError("its back end has no windows")
     except Exception as error:  # a toolkit that isn't installed, or finds no display: any error
         raise UserError(
             f"No window ({error}): it needs a desktop and tkinter, or a browser: "
             "install tornado with pip, and set MPLBACKEND=webagg."
         ) from error
-    # A toolbar and keys of matplotlib's own would zoom, or make an axis logarithmic.
-    figure.canvas.mpl_disconnect(manager.key_press_handler_id)
-    figure.canvas.toolbar_visible = False  # a notebook's widget makes one all the same
-    draw_pad(figure, model)
+    # matplotlib's own keys and tools would zoom, or make an axis logarithmic. A notebook's widget
+    # and a browser's page show a toolbar all the same.
+    canvas.mpl_disconnect(canvas.manager.key_press_handler_id)
+    canvas.toolbar_visible = False
+    canvas.handle_toolbar_button = lambda event: None
+    canvas.handle_dblclick = lambda event: None  # the page reports both presses, and then this one
+    draw_pad(canvas.figure, model)
     pyplot.show(block=True)
 
 
