@@ -2,6 +2,7 @@
 
 import copy
 import errno
+import filecmp
 import io
 import math
 import os
@@ -9,9 +10,7 @@ import random
 import re
 import runpy
 import shutil
-import struct
 import sys
-import zlib
 from functools import partial
 from pathlib import Path
 from unittest.mock import Mock
@@ -102,9 +101,9 @@ def earlier(tmp_path):
 
 def is_kept(earlier):
     """Say whether an earlier run's weights are as they were, beside pictures alone."""
-    suffixes = {path.suffix for path in earlier.iterdir()}
-    weights, copy = earlier / "mnist_cnn.pt", earlier.parent / "mnist_cnn.pt"
-    return weights.read_bytes() == copy.read_bytes() and suffixes <= {".pt", ".png"}
+    if {path.suffix for path in earlier.iterdir()} <= {".pt", ".png"}:
+        return filecmp.cmp(earlier / "mnist_cnn.pt", earlier.parent / "mnist_cnn.pt", shallow=False)
+    return False
 
 
 # The training program: from the data to the files that it leaves behind.
@@ -165,18 +164,17 @@ def test_plot_mistakes(digits):
 
 def test_plot_readings(digits):
     """Of each: its picture, what the network saw of it, and ten probabilities."""
-    readings = []
-    for name, image in zip(("a.png", "b.png"), digits[0]):
-        readings.append((name, torch.rand(3, 40, 30), image[None], torch.rand(10)))
-    axes = iter(mnist_cnn.plot_readings(readings).axes)
-    for name, picture, image, probabilities in readings:
-        left, middle, right = next(axes), next(axes), next(axes)
-        shown = torch.tensor(left.images[0].get_array())
-        assert torch.allclose(shown, picture.movedim(0, -1), atol=1e-2)
-        assert name in middle.get_title()
-        assert image[0].equal(torch.tensor(middle.images[0].get_array()))
+    picture, images, probabilities = torch.rand(3, 40, 30), digits[0][:2, None], torch.rand(2, 10)
+    readings = [(f"{i}.png", picture, images[i], probabilities[i]) for i in range(2)]
+    axes = mnist_cnn.plot_readings(readings).axes
+    shown = torch.tensor(axes[3].images[0].get_array())
+    assert torch.allclose(shown, picture.movedim(0, -1), atol=1e-2)
+    for i in range(2):
+        _, middle, right = axes[3 * i : 3 * i + 3]
+        assert f"{i}.png" in middle.get_title()
+        assert images[i, 0].equal(torch.tensor(middle.images[0].get_array()))
         heights = [bar.get_height() for bar in right.patches]
-        assert heights == pytest.approx(probabilities.tolist())
+        assert heights == pytest.approx(probabilities[i].tolist())
 
 
 def test_network_returns_logits(digits):
@@ -450,7 +448,15 @@ def save_in_many_formats(digit, folder):
     levels = pil_to_tensor(grey)[0].numpy()
     ink = Image.new("RGB", grey.size, "white")  # ink of any colour on transparent paper
     ink.putalpha(ImageOps.invert(grey))
+    card = Image.new("RGBA", (300, 230))  # opaque, on transparent paper
+    card.paste(grey, (90, 20))
+    thin = Image.new("L", (4000, 3000), 255)  # a pen of two pixels on a large canvas
+    for stroke in STROKES[digit]:
+        points = [(1000 + 20 * x, 500 + 20 * y) for x, y in stroke]
+        ImageDraw.Draw(thin).line(points, 0, 2)
     files = {
+        "card.png": card,
+        "thin.png": thin,
         "grey.jpg": grey,
         "cmyk.jpg": grey.convert("CMYK"),
         "opaque.png": grey.convert("LA"),
@@ -476,44 +482,14 @@ def test_kinds_of_files(tmp_path, recwarn):
     for path in tmp_path.iterdir():
         picture = mnist_cnn.read_picture(path)
         assert picture.equal(picture.clamp(0, 1)), path
-        assert likeness(mnist_cnn.prepare(picture), expected).max() > 0.9, path
+        assert likeness(mnist_cnn.prepare(picture), expected).max() > 0.8, path
     assert not recwarn.list
 
 
-def save_a_card(path):
-    """Save an opaque card with a digit on transparent paper."""
-    picture = Image.new("RGBA", (300, 230))
-    picture.paste(to_pil_image(drawn(4)), (90, 20))
-    picture.save(path)
-
-
-def save_a_thin_line(path):
-    """Save what a pen of two pixels draws on a large canvas."""
-    picture = Image.new("RGB", (4000, 3000), "white")
-    for stroke in STROKES[4]:
-        points = [(1000 + 20 * x, 500 + 20 * y) for x, y in stroke]
-        ImageDraw.Draw(picture).line(points, "black", 2)
-    picture.save(path)
-
-
-def save_48_bits(path):
-    """Save what Pillow can read but not write: three channels of 16 bits, of which 12 are used."""
-    levels = pil_to_tensor(to_pil_image(drawn(4))).movedim(0, -1).numpy()
-    rows = (levels * 16.0).astype(">u2").reshape(len(levels), -1)
-    header = struct.pack(">IIBBBBB", levels.shape[1], len(levels), 16, 2, 0, 0, 0)
-    pixels = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
-    content = b"\x89PNG\r\n\x1a\n"
-    for name, data in [(b"IHDR", header), (b"IDAT", pixels), (b"IEND", b"")]:
-        check = zlib.crc32(name + data)
-        content += struct.pack(">I", len(data)) + name + data + struct.pack(">I", check)
-    path.write_bytes(content)
-
-
-@pytest.mark.parametrize("save", [save_a_card, save_a_thin_line, save_48_bits])
-def test_rare_files(save, tmp_path):
-    save(tmp_path / "4.png")
-    candidates = mnist_cnn.prepare(mnist_cnn.read_picture(tmp_path / "4.png"))
+def test_few_levels():
+    """As Pillow reads three channels of 16 bits, of which a scanner used 12."""
     expected = mnist_cnn.prepare_strokes(STROKES[4])
+    candidates = mnist_cnn.prepare((15 * drawn(4)).floor() / 255)
     assert likeness(candidates, expected[None]).max() > 0.7
 
 
@@ -891,24 +867,19 @@ class Trap:
         return print, ("the trap was sprung",)
 
 
-@pytest.mark.parametrize("held", [Trap(), [], {}, None])
+@pytest.mark.parametrize("held", [Trap(), [], {}, "a folder", None])
 def test_weights_that_cannot_be_used(held, tmp_path, call):
-    """They are missing, not the network's, or code that runs where it is unpickled."""
+    """They can't be opened, aren't the network's, or are code that runs where it is unpickled."""
     weights = tmp_path / "mnist_cnn.pt"
-    if held is not None:
+    if held == "a folder":
+        weights.mkdir()
+    elif held is not None:
         torch.save(held, weights)
     status, out, (line,) = call("--output-dir", tmp_path, "--predict", "a.png")
     assert (status, out) == (1, "")
-    assert f"{weights}" in line
+    assert str(weights) in line
     assert "train first" in line
-
-
-def test_weights_that_cannot_be_opened(tmp_path, call):
-    (tmp_path / "mnist_cnn.pt").mkdir()
-    status, _, (line,) = call("--output-dir", tmp_path, "--draw")
-    assert status == 1
-    assert str(tmp_path / "mnist_cnn.pt") in line
-    assert "CNN" not in line  # nothing is wrong with the network
+    assert ("the CNN as it is now" in line) == weights.is_file()
 
 
 @pytest.mark.parametrize("flags", [[], ["--predict", "a.png"]])
