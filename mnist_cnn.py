@@ -1,8 +1,8 @@
 """Train a small convolutional neural network (CNN) on MNIST, test it, and let it read your digits.
 
-Read from the top: constants, data, network, training, testing, the run. A comment marks where the
-story ends. What comes after it, most of the imports serve, and the run calls: plots, pictures,
-files (load_mnist, save, UserError), the command line.
+Read from the top: constants, data, network, training, testing, more images, the run. A comment
+marks where the story ends. Most imports are for what comes after it: skip them. There are also
+load_mnist, save and the plots, which the run calls.
 """
 
 import argparse
@@ -81,12 +81,13 @@ class CNN(nn.Module):
         # parameters: parameters() returns them, to(device) moves them to a GPU.
         # Beside each layer stands one image's shape after it: channels x height x width.
         # A convolution looks for patterns; a channel is a map of where one was found. A window of 5
-        # fits 24 times into 28 pixels; padding, a border of zeros, keeps the size as it is. Only
-        # the second needs it: digits have a margin of 4 pixels, and the last two may shrink maps.
-        # A pool keeps the highest of every 2 x 2 numbers, and leaves a quarter of the work.
+        # fits 24 times into 28 pixels; padding, a border of zeros, would keep the size as it is.
+        # (Digits have a margin of 4 pixels, so the first needs none; the last two shrink the maps.)
+        # A pool keeps the highest of every 2 x 2 numbers.
         # Batch norm brings each map to mean 0 and deviation 1, then scales it and adds a bias, both
-        # learned: so the convolutions need none. ReLU sets negatives to 0. In training, dropout
-        # zeroes a tenth at random, so that the network relies on no single number.
+        # learned. With that bias, a convolution needs none of its own.
+        # ReLU sets negatives to 0. In training, dropout zeroes a tenth at random, so that the
+        # network relies on no single number.
         self.layers = nn.Sequential(
             nn.Conv2d(1, 16, kernel_size=5, bias=False),  # 16 x 24 x 24
             nn.MaxPool2d(2),  # 16 x 12 x 12
@@ -106,10 +107,9 @@ class CNN(nn.Module):
             nn.Dropout(0.1),
             nn.Linear(64 * 2 * 2, 10),  # 10 logits
         )
-        # PyTorch has set the first weights at random, to about 0.02 to 0.1. Smaller ones learn
-        # faster: a training step changes all weights by about as much, which is more of a small
-        # one. What comes out is smaller, too, but a batch norm rescales it: it follows each
-        # convolution without a bias.
+        # PyTorch has set the first weights at random, to about 0.02 to 0.1. Smaller ones learn a
+        # little faster, as a training step is about as long for all. Only where a batch norm
+        # follows, and rescales what comes out: after each convolution without a bias.
         for layer in self.layers:
             if isinstance(layer, nn.Conv2d) and layer.bias is None:
                 nn.init.normal_(layer.weight, std=0.01)
@@ -140,7 +140,7 @@ def train(model, loader, optimizer, scheduler, epoch, epochs, log_interval):
         optimizer.step()  # change each weight a little, against its gradient
         scheduler.step()  # set the learning rate of the next step
         losses.append(loss.detach())  # the number alone: PyTorch can free what backward needed
-        guesses = logits.argmax(dim=1)  # the digit of the highest logit
+        guesses = logits.argmax(dim=1)  # of each image's ten logits, the place of the highest
         accuracies.append(100 * (guesses == labels).float().mean())
         sizes.append(len(labels))  # the last batch may be smaller
         if number % log_interval == 0:
@@ -172,6 +172,7 @@ def augment(images, stretch=0.1, slant=0.2, shift=1):
     # (a x + b y + c, d x + e y + f): a and e change width and height, b and d slant, c and f move.
     # The matrix [[a, b, c], [d, e, f]] is random, but near [[1, 0, 0], [0, 1, 0]], which changes
     # nothing: torch.eye(2, 3). x and y go from -1 to 1 over 28 pixels, so one pixel is 2 / 28.
+    # affine_grid computes these places, and grid_sample looks up what is there.
     move = shift * 2 / 28
     limits = torch.tensor([[stretch, slant, move], [slant, stretch, move]])
     changes = torch.empty(len(images), 2, 3).uniform_(-1, 1)
@@ -192,9 +193,10 @@ def run(args):
     torch.manual_seed(args.seed)
     # channels_last is the order of the numbers in memory with which a CPU is fastest.
     model = CNN().to(args.device, memory_format=torch.channels_last)
-    # Adam divides each gradient by its recent size, so that a step changes a weight by about lr,
-    # however small the gradient is. It averages gradients over about 10 steps, 1 / (1 - 0.9), and
-    # sizes over about 100, 1 / (1 - 0.99): the usual 0.999 would be a third of the run.
+    # Plain gradient descent changes a weight by lr times its gradient. Adam divides the gradient by
+    # its recent size, so that a step is about lr long, be the gradient small or large. The betas
+    # say how far back it looks: about 10 steps for the gradient (0.9), 100 for its size (0.99; the
+    # usual 0.999 stands for 1,000, a third of the run).
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, betas=(0.9, 0.99))
     steps = args.epochs * len(train_loader)
 
@@ -221,9 +223,9 @@ def run(args):
         test_loss, correct, probabilities = evaluate(model, test_loader)
         accuracy = 100 * correct / count
         seconds = time.perf_counter() - start
-        shares = sizes / sizes.sum()  # of the images, so that each counts once
-        train_loss = (losses @ shares).item()
-        train_accuracy = (accuracies @ shares).item()
+        # Each image counts once: the last batch may be smaller.
+        train_loss = (losses * sizes).sum() / sizes.sum()
+        train_accuracy = (accuracies * sizes).sum() / sizes.sum()
         if not math.isfinite(train_loss + test_loss):
             raise UserError(
                 f"The loss is not finite after epoch {epoch}: lower --lr (nothing was saved)."
