@@ -403,7 +403,7 @@ def add_up(images):
 
 def get_middle(images):
     """Return the middle of images (N, H, W): without a fifth of it on each side."""
-    return center_crop(images, [3 * length // 5 for length in images.shape[1:]])
+    return center_crop(images, [length - 2 * (length // 5) for length in images.shape[1:]])
 
 
 def brighten_ink(images):
