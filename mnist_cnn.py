@@ -177,10 +177,10 @@ def augment(images, stretch=0.1, slant=0.2, shift=1):
     limits = torch.tensor([[stretch, slant, move], [slant, stretch, move]])
     changes = torch.empty(len(images), 2, 3).uniform_(-1, 1)
     matrices = torch.eye(2, 3) + limits * changes
-    places = F.affine_grid(matrices.to(images.device), images.shape, align_corners=False)
+    grid = F.affine_grid(matrices.to(images.device), images.shape, align_corners=False)
     # A place between pixels gets a mixture of its neighbours: bicubic, of sixteen, as the usual
     # four would blur the strokes. Some values leave [0, 1] by a little.
-    return F.grid_sample(images, places, mode="bicubic", align_corners=False)
+    return F.grid_sample(images, grid, mode="bicubic", align_corners=False)
 
 
 def run(args):
@@ -266,11 +266,12 @@ def plot_curves(history, split):
 
 def plot_curve(axes, batches, tests, split):
     """Plot what was measured in each epoch: in training, a tensor (batches,), and after it."""
-    parts = torch.cat(batches).chunk(150)  # more points would make a carpet, not a line
-    size = len(parts[0])
-    centers = torch.arange(0.5, len(parts)) * size / len(batches[0])
-    means = [part.mean().item() for part in parts]
-    axes.plot(centers.tolist(), means, label=f"training, mean of {size} batches")
+    values = torch.cat(batches)
+    epochs = torch.arange(0.5, len(values)) / len(batches[0])  # when each was measured
+    # More than 150 points would make a carpet, not a line.
+    x, y = ([part.mean().item() for part in all.chunk(150)] for all in (epochs, values))
+    size = len(values.chunk(150)[0])
+    axes.plot(x, y, label=f"training, mean of {size} batches")
     axes.plot(range(1, len(tests) + 1), tests, "o-", label=f"{split}, after each epoch")
 
 
@@ -494,7 +495,7 @@ def find_candidates(ink):
         center(digit)
         for radius in (6, 1)  # 6 joins broken strokes, 1 leaves a frame out
         for digit in cut_out(ink, radius)
-        if (digit > 0).sum() >= 36  # less, with its edge, is a speck
+        if (digit > 0).sum() >= 36  # less, with its edge, is a speck; no ink at all is NaN
     ]
     # What is filled is no digit, but a note on a desk: a square has 0.51, MNIST at most 0.33.
     candidates = [image for image in candidates if image.mean() < 0.38]
@@ -821,7 +822,7 @@ def parse_args(argv=None):
     if not isinstance(args.seed, int) or not 0 <= args.seed < 2**64:
         parser.error("--seed must be a whole number from 0 to 2**64 - 1")
     if args.device not in devices:
-        parser.error(f"--device must be one of {devices}: no other is found")
+        parser.error(f"--device must be one of {devices}: torch finds no other that it can be")
     return args
 
 
