@@ -268,10 +268,10 @@ def plot_curve(axes, batches, tests, split):
     """Plot what was measured in each epoch: in training, a tensor (batches,), and after it."""
     values = torch.cat(batches)
     epochs = torch.arange(0.5, len(values)) / len(batches[0])  # when each was measured
-    # More than 150 points would make a carpet, not a line.
-    x, y = ([part.mean().item() for part in all.chunk(150)] for all in (epochs, values))
-    size = len(values.chunk(150)[0])
-    axes.plot(x, y, label=f"training, mean of {size} batches")
+    parts = values.chunk(150)  # more points would make a carpet, not a line
+    means = [part.mean().item() for part in parts]
+    centers = [part.mean().item() for part in epochs.chunk(150)]
+    axes.plot(centers, means, label=f"training, mean of {len(parts[0])} batches")
     axes.plot(range(1, len(tests) + 1), tests, "o-", label=f"{split}, after each epoch")
 
 

@@ -144,7 +144,7 @@ def test_plot_curves():
         training, test = plot.lines
         means = batches.view(100, 2).mean(dim=1)
         assert list(training.get_ydata()) == pytest.approx(means.tolist())
-        assert training.get_xdata()[-1] == pytest.approx(1.99)  # epochs, in the middle of the last two
+        assert training.get_xdata()[-1] == pytest.approx(1.99)  # epochs: amid the last two
         assert list(test.get_xdata()) == [1, 2]
         assert list(test.get_ydata()) == tests
 
