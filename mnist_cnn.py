@@ -605,12 +605,11 @@ def prepare_strokes(strokes, pen_width=2.5):
 
 
 def is_click(stroke):
-    """Say whether a stroke, points (x, y) from 0 to 1, is a click, if with a hand that trembles.
+    """Say whether a stroke, points (x, y) on a pad of width 1, is a click of a hand that trembles.
 
     One may have brought the window to the front.
     """
-    low, high = torch.tensor(stroke).aminmax(dim=0)
-    return (high - low).max() < 0.02
+    return all(math.dist(point, stroke[0]) < 0.02 for point in stroke)
 
 
 def draw_pad(figure, model):
