@@ -142,11 +142,14 @@ def test_plot_curves():
     axes = mnist_cnn.plot_curves(history, "test").axes
     for plot, batches, tests in zip(axes, (losses, accuracies), ([0.5, 0.25], [91, 93])):
         training, test = plot.lines
+        assert "training" in training.get_label()
+        assert max(tests) < plot.get_ylim()[1]
         means = batches.view(100, 2).mean(dim=1)
         assert list(training.get_ydata()) == pytest.approx(means.tolist())
         assert training.get_xdata()[-1] == pytest.approx(1.99)  # epochs: amid the last two
         assert list(test.get_xdata()) == [1, 2]
         assert list(test.get_ydata()) == tests
+    assert axes[0].get_legend()
 
 
 def test_plot_mistakes(digits):
@@ -163,6 +166,15 @@ def test_plot_mistakes(digits):
         assert images[index, 0].equal(torch.tensor(plot.images[0].get_array()))
 
 
+@pytest.mark.parametrize(("wrong", "shown"), [(0, 0), (12, 12), (105, 100)])
+def test_number_of_mistakes(wrong, shown):
+    labels = (torch.arange(200) < wrong).long()
+    dataset = TensorDataset(torch.rand(200, 1, 28, 28), labels)
+    figure = mnist_cnn.plot_mistakes(dataset, torch.eye(10)[[0] * 200], "test")
+    assert sum(len(plot.images) for plot in figure.axes) == shown
+    assert f"{wrong} of 200 test" in figure.get_suptitle()
+
+
 def test_plot_readings(digits):
     """Of each: its picture, what the network saw of it, and ten probabilities."""
     picture, images, probabilities = torch.rand(3, 40, 30), digits[0][:2, None], torch.rand(2, 10)
@@ -176,6 +188,8 @@ def test_plot_readings(digits):
         assert images[i, 0].equal(torch.tensor(middle.images[0].get_array()))
         heights = [bar.get_height() for bar in right.patches]
         assert heights == pytest.approx(probabilities[i].tolist())
+        assert [label.get_text() for label in right.get_xticklabels()] == list("0123456789")
+        assert right.get_ylim() == (0, 1)
 
 
 def test_network_returns_logits(digits):
@@ -190,6 +204,7 @@ def labels_of(loader):
 
 
 def test_images_for_testing_come_in_order(mnist):
+    assert [len(dataset) for dataset in mnist] == [60_000, 10_000]
     _, loader = mnist_cnn.make_loaders(mnist, 96, "cpu")
     images = torch.cat([images for images, _ in loader])
     assert images.equal(mnist[1].data[:, None] / 255)
@@ -246,6 +261,7 @@ def test_evaluate(digits):
     assert loss == pytest.approx(mnist_cnn.criterion(logits, labels).item(), rel=1e-5)
     assert correct == (logits.argmax(dim=1) == labels).sum()
     assert torch.allclose(probabilities, logits.softmax(dim=1), atol=1e-5)
+    assert not probabilities.requires_grad  # or all that gradients need would be kept
 
 
 def likeness(images, others):
@@ -277,6 +293,25 @@ def test_flags_decide(device, small_mnist, tmp_path, call):
     assert float(re.findall(r"training loss (\d+\.\d+)", out)[1]) == pytest.approx(mean, abs=2e-4)
 
 
+def test_what_was_measured_is_printed_and_plotted(small_mnist, tmp_path, call, monkeypatch):
+    """Training: two batches, of three images and one. Test: 15 of 20 are right."""
+    make_loaders, saved = mnist_cnn.make_loaders, {}
+    monkeypatch.setattr(mnist_cnn, "make_loaders", lambda *args: make_loaders(*args[:3]))
+    measured = torch.tensor([1.0, 5.0]), torch.tensor([20.0, 100.0]), torch.tensor([3, 1])
+    monkeypatch.setattr(mnist_cnn, "train", lambda *_: measured)
+    tested = 0.25, 15, torch.eye(10)[[0] * 20]
+    monkeypatch.setattr(mnist_cnn, "evaluate", lambda *_: tested)
+    monkeypatch.setattr(mnist_cnn, "save", lambda path, result: saved.update({path.name: result}))
+    _, out, _ = call("--output-dir", tmp_path, "--epochs", 2, "--validate")
+    line = "training loss 2.0000, accuracy 40.00%  validation loss 0.2500, accuracy 75.00%"
+    assert out.count(line) == 2
+    assert out.endswith(f" in {tmp_path}\n")
+    _, accuracies = saved["loss_curves.png"].axes
+    assert list(accuracies.lines[1].get_ydata()) == [75, 75]
+    assert "validation" in accuracies.lines[1].get_label()
+    assert "validation" in saved["mistakes.png"].get_suptitle()
+
+
 def test_seed_decides(small_mnist, tmp_path, call):
     weights = []
     for seed in (2**64 - 1, 2**64 - 1, 3):
@@ -287,6 +322,21 @@ def test_seed_decides(small_mnist, tmp_path, call):
 
 
 SOURCE = (ROOT / "mnist_cnn.py").read_text(encoding="utf-8")
+AUGMENTATION = "images = augment(images)"
+
+
+@pytest.mark.skipif(AUGMENTATION not in SOURCE, reason="the augmentation was taken out")
+def test_training_sees_distorted_images(digits, monkeypatch):
+    """Images of zeros teach a layer's weights nothing."""
+    monkeypatch.setattr(mnist_cnn, "augment", torch.zeros_like)
+    model = nn.Linear(784, 10)
+    before = model.weight.detach().clone()
+    batches = [(digits[0].flatten(1), digits[1])]
+    optimizer = torch.optim.SGD(model.parameters())
+    mnist_cnn.train(model, batches, optimizer, Mock(), 1, 1, 20)
+    assert model.weight.equal(before)
+
+
 SCHEDULE = "return min(1, left / 0.7)"
 
 
@@ -299,13 +349,18 @@ def test_schedule(small_mnist, tmp_path, call, monkeypatch):
     train, rates = mnist_cnn.train, []
 
     def train_and_note(model, loader, optimizer, scheduler, *arguments):
-        optimizer.register_step_pre_hook(lambda *_: rates.append(scheduler.get_last_lr()[0]))
+        def note(*_):
+            rates.append(scheduler.get_last_lr()[0])
+
+        hook = optimizer.register_step_pre_hook(note)
         result = train(model, loader, optimizer, scheduler, *arguments)
-        rates.append(scheduler.get_last_lr()[0])
+        hook.remove()
+        note()
         return result
 
     monkeypatch.setattr(mnist_cnn, "train", train_and_note)
-    call("--output-dir", tmp_path, "--batch-size", 50)
+    call("--output-dir", tmp_path, "--epochs", 2)
+    del rates[10]  # what the first epoch left is what the second starts with
     assert rates[:7] == [rates[0]] * 7
     shares = [rate / rates[0] for rate in rates[7:]]
     assert shares == pytest.approx([left / 14 for left in range(13, -1, -1)])
@@ -331,12 +386,18 @@ def test_constants_are_the_defaults(tmp_path, monkeypatch):
         "DEVICE": "cpu",
     }
     program = execute(SOURCE, __file__=str(tmp_path / "a.py"))
-    program.update(values, DATA_DIR="my data", run=vars)  # main returns what run is given
+    program.update(values, OUTPUT_DIR="my outputs", run=vars)  # main returns what run is given
     expected = {name.lower(): value for name, value in values.items()}
     expected |= {"predict": None, "draw": False}
-    expected["data_dir"] = tmp_path.resolve() / "my data"
-    expected["output_dir"] = tmp_path / "me/my outputs"
-    assert program["main"](["--output-dir=~/my outputs"]) == expected
+    expected["data_dir"] = tmp_path / "me/my data"
+    expected["output_dir"] = tmp_path.resolve() / "my outputs"
+    assert program["main"](["--data-dir=~/my data"]) == expected
+
+
+def test_started_by_its_name(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["mnist_cnn.py", "--seed", "6"])
+    assert mnist_cnn.parse_args().seed == 6
 
 
 def test_notebook(monkeypatch):
@@ -710,6 +771,7 @@ WRONG_FLAGS = [
     "--lr nan",
     "--lr inf",
     "--seed -1",
+    "--seed 18446744073709551616",
     "--log-interval 0",
     "--device quantum",
     "--predict",
@@ -781,7 +843,7 @@ def test_data_folder_is_only_read(mnist, raw):
 
 
 def test_damaged_data_and_no_network(raw, call, tmp_path, monkeypatch):
-    (raw / ARCHIVES[2]).write_text("<html>404</html>")
+    shutil.copy(raw / ARCHIVES[3], raw / ARCHIVES[1])  # whole, but another
     monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/"])  # this address refuses
     status, _, (line,) = call("--data-dir", tmp_path / "data", "--output-dir", tmp_path)
     assert status == 1
@@ -809,7 +871,15 @@ def test_stopped_by_ctrl_c_or_a_closed_output(error, code, earlier, monkeypatch,
         start(monkeypatch, "--output-dir", earlier)
     (line,) = capsys.readouterr().err.splitlines()
     assert "Stopped before the end" in line
+    assert sys.stdout is None or code == "130"  # Python would complain of what is left to print
     assert is_kept(earlier)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "odd"), OSError(errno.EINVAL, "odd", "a")])
+def test_other_errors_show_their_traceback(error, earlier, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", Mock(spec=["write"], **{"write.side_effect": error}))
+    with pytest.raises(OSError, match="odd"):
+        start(monkeypatch, "--output-dir", earlier)
 
 
 def test_what_a_user_can_mend_ends_in_one_line(tmp_path, monkeypatch, capsys):
@@ -847,6 +917,17 @@ def test_a_file_that_cannot_be_replaced(small_mnist, tmp_path, call):
     Image.open(tmp_path / "loss_curves.part").close()
 
 
+def test_ctrl_c_while_writing(tmp_path, monkeypatch):
+    def write_bytes(path, content):
+        path.touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+    with pytest.raises(KeyboardInterrupt):
+        mnist_cnn.save(tmp_path / "weights.pt", {})
+    assert not os.listdir(tmp_path)
+
+
 def test_full_disk(tmp_path):
     if not Path("/dev/full").exists():
         pytest.skip("there is no device that is always full")
@@ -859,9 +940,10 @@ def test_full_disk(tmp_path):
     assert os.listdir(tmp_path) == ["weights.pt"]
 
 
-def test_loss_that_is_not_finite(small_mnist, earlier, call, monkeypatch):
+@pytest.mark.parametrize("loss", [math.inf, math.nan])
+def test_loss_that_is_not_finite(loss, small_mnist, earlier, call, monkeypatch):
     """The network is of no use, so it isn't saved."""
-    results = math.inf, 5, torch.zeros(20, 10)
+    results = loss, 5, torch.zeros(20, 10)
     monkeypatch.setattr(mnist_cnn, "evaluate", lambda *arguments: results)
     status, _, (line,) = call("--output-dir", earlier)
     assert status == 1
