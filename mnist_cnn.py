@@ -308,7 +308,7 @@ def plot_readings(readings):
     rows = len(readings)
     figure = Figure(figsize=(5, 1.8 * rows), dpi=150)
     # The layout that fits by itself, "constrained", would take a third of the plot's time.
-    margin = 0.15 / rows
+    margin = 0.2 / rows
     figure.subplots_adjust(left=0.01, right=0.99, bottom=margin, top=1 - margin, wspace=0.4)
     grid = figure.subplots(rows, 3, squeeze=False)
     for (left, middle, right), reading in zip(grid, readings):
