@@ -140,8 +140,11 @@ def test_plot_curves():
     losses, accuracies = torch.rand(2, 100), torch.rand(2, 100)
     history = [(losses[0], accuracies[0], 0.5, 91), (losses[1], accuracies[1], 0.25, 93)]
     axes = mnist_cnn.plot_curves(history, "test").axes
-    for plot, batches, tests in zip(axes, (losses, accuracies), ([0.5, 0.25], [91, 93])):
+    expected = [("loss", losses, [0.5, 0.25]), ("accuracy", accuracies, [91, 93])]
+    for plot, (name, batches, tests) in zip(axes, expected):
         training, test = plot.lines
+        assert name in plot.get_ylabel()
+        assert test.get_linestyle() != "None"
         assert "training" in training.get_label()
         assert max(tests) < plot.get_ylim()[1]
         means = batches.view(100, 2).mean(dim=1)
@@ -189,7 +192,7 @@ def test_plot_readings(digits):
         heights = [bar.get_height() for bar in right.patches]
         assert heights == pytest.approx(probabilities[i].tolist())
         assert [label.get_text() for label in right.get_xticklabels()] == list("0123456789")
-        assert right.get_ylim() == (0, 1)
+        assert right.get_ylim() == middle.images[0].get_clim() == (0, 1)
 
 
 def test_network_returns_logits(digits):
@@ -271,12 +274,15 @@ def likeness(images, others):
 
 @pytest.mark.skipif(not hasattr(mnist_cnn, "augment"), reason="the augmentation was taken out")
 def test_augment(digits):
-    """Each image is changed in another way; on average it is like its original, not flipped."""
+    """Each is changed in another way; on average it is like its original, and where that is."""
     copies = digits[0].repeat(40, 1, 1)[:, None]
     changed = mnist_cnn.augment(copies).view(40, 50, 784)
     assert not changed[0].equal(changed[1])
     most_alike = likeness(changed.mean(dim=0), digits[0]).argmax(dim=1)
     assert (most_alike == torch.arange(50)).sum() > 25
+    before, after = (images.view(-1, 28).sum(dim=0) for images in (copies, changed))  # columns
+    columns = torch.arange(28.0)
+    assert abs(before @ columns / before.sum() - after @ columns / after.sum()) < 0.2
 
 
 @pytest.mark.parametrize("device", ["cpu", *["cuda"] * torch.cuda.is_available()])
