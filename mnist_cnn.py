@@ -347,7 +347,7 @@ def read_picture(path):
     try:
         # What Pillow warns of, damaged EXIF data beside a picture, doesn't matter here.
         with warnings.catch_warnings(record=True), Image.open(path) as image:
-            image.draft(None, (800, 800))  # a JPEG can be decoded at a fraction of its size
+            image.draft(None, (600, 600))  # a large JPEG is decoded at a fraction of its size
             mode = "F" if image.mode[0] in "IF" else "RGBA"  # F: one channel, more than 8 bits
             image = image.convert(mode)
             image.thumbnail((800, 800))
