@@ -381,10 +381,13 @@ def erode(images, radius):
     return -dilate(-images, radius)
 
 
-def average(images, radius):
-    """Return images (N, H, W) with each pixel the mean of a square around it, inside the image."""
+def average(images, radius, pad=True):
+    """Return images (N, H, W) with each pixel the mean of a square around it.
+
+    What the square has beyond the border counts as zeros where pad is true, else not at all.
+    """
     for _ in range(2):
-        images = F.avg_pool1d(images, 2 * radius + 1, 1, radius, count_include_pad=False).mT
+        images = F.avg_pool1d(images, 2 * radius + 1, 1, radius, count_include_pad=pad).mT
     return images
 
 
@@ -416,7 +419,7 @@ def brighten_ink(images):
     # Ink is rare: where it is dark, a few pixels are far below the mean around them.
     middle = get_middle(images)  # shows no table
     # The cube keeps the sign, and large differences count.
-    skewness = add_up((middle - average(middle, 16)).pow(3))
+    skewness = add_up((middle - average(middle, 16, pad=False)).pow(3))
     return images.copysign(skewness)  # negative where ink is dark
 
 
