@@ -64,8 +64,7 @@ def make_loaders(mnist, batch_size, device, validate=False):
         # A slice of a set is a pair, its images and labels.
         test_set = TensorDataset(*train_set[-10_000:])
         train_set = TensorDataset(*train_set[:-10_000])
-    # A loop takes batches from a DataLoader. Shuffled, they are others in each epoch, which teaches
-    # more.
+    # A loop takes batches from a DataLoader. Shuffled, they differ in each epoch: more is learned.
     return DataLoader(train_set, batch_size, shuffle=True), DataLoader(test_set, batch_size)
 
 
