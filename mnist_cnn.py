@@ -47,7 +47,7 @@ criterion = nn.CrossEntropyLoss()  # the loss; it turns logits into probabilitie
 
 def make_dataset(dataset, device):
     """Return one of torchvision's two sets as tensors: images in [0, 1], float32, and labels."""
-    # data has the pixels of all images, (N, 28, 28), as whole numbers from 0 (black) to 255.
+    # data has the pixels of all images, (N, 28, 28), as whole numbers from 0 (paper) to 255.
     # PyTorch expects images, channels, rows, columns: unsqueeze adds the channels, 1 for grey.
     # to(device) moves a tensor to the GPU, if there is one: it has to be where the network is.
     images = dataset.data.unsqueeze(1).to(device) / 255
@@ -107,8 +107,9 @@ class CNN(nn.Module):
             nn.Linear(64 * 2 * 2, 10),  # 10 logits
         )
         # PyTorch has set the first weights at random, to about 0.02 to 0.1. Smaller ones learn a
-        # little faster, as a training step is about as long for all. Only where a batch norm
-        # follows, and rescales what comes out: after each convolution without a bias.
+        # little faster, as a training step is about as long for all, and so a larger share of a
+        # small one. They do no harm where a batch norm follows, which rescales what comes out: as
+        # it does after each convolution without a bias.
         for layer in self.layers:
             if isinstance(layer, nn.Conv2d) and layer.bias is None:
                 nn.init.normal_(layer.weight, std=0.01)
