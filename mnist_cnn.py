@@ -437,7 +437,7 @@ def find_unlike(images):
 
     So a digit is found that touches the border.
     """
-    # A digit cut out tightly covers more of the other edges.
+    # The left and right edge: a digit cut out tightly covers more of the other two.
     paper = images[..., [0, -1]].flatten(1).median(dim=1).values
     unlike = (images - paper[:, None, None]).abs()
     in_middle = center_crop(get_middle(unlike), unlike.shape[1:])  # fills up with zeros
@@ -461,7 +461,7 @@ def find_ink(picture):
 def cut_out(ink, radius):
     """Return images of ink (N, H, W), each with one digit alone, in [0, 1].
 
-    Strokes with less than 2 * radius pixels between them belong together.
+    Strokes with up to 2 * radius pixels between them belong together.
     """
     # The strokes' level: the mean, in which a pixel counts by the square of its ink.
     level = add_up(ink.pow(3)) / add_up(ink.square())
