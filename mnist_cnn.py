@@ -52,7 +52,10 @@ OUTPUT_DIR = script.parent / "outputs"  # gets the weights and the plots
 
 
 def load_mnist(data_dir):
-    """Return MNIST's training and test set, downloaded if need be; raise UserError if it can't."""
+    """Return MNIST's training and test set, downloaded if need be; raise UserError if it can't.
+
+    Nothing of it is needed to follow the story: go on to make_dataset.
+    """
     names = [name for name, _ in MNIST.resources]  # of four archives
     raw = Path(data_dir, MNIST.__name__, "raw")  # where torchvision keeps them
     try:
@@ -107,7 +110,7 @@ class CNN(nn.Module):
         # parameters: parameters() returns them, to(device) moves them to a GPU.
         # Beside each layer stands one image's shape after it: channels x height x width.
         # A convolution looks for patterns; a channel is a map of where one was found. A window of 5
-        # fits 24 times into 28 pixels; padding, a border of zeros, would keep the size as it is.
+        # has 24 places in 28 pixels; padding, a border of zeros, would keep the size as it is.
         # (Digits have a margin of 4 pixels, so the first needs none; the last two shrink the maps.)
         # A pool keeps the highest of every 2 x 2 numbers.
         # Batch norm brings each map to mean 0 and deviation 1, then scales it and adds a bias, both
@@ -134,8 +137,8 @@ class CNN(nn.Module):
             nn.Dropout(0.1),
             nn.Linear(64 * 2 * 2, 10),  # 10 logits
         )
-        # First weights are random. A convolution's may be small if batch norm rescales what comes
-        # out; they learn faster, as steps, about equally long for all, are a larger share of them.
+        # First weights are random. Small ones learn faster, as each step changes them by a larger
+        # share. A convolution's can be small where batch norm follows: it rescales what comes out.
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d) and layer.bias is None:
                 nn.init.normal_(layer.weight, std=0.01)
