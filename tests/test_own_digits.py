@@ -55,7 +55,7 @@ def test_pictures_and_strokes_look_alike_and_have_the_form_of_mnist(pen):
                 assert center.abs() < 0.6
 
 
-SIZES = [(1, 1), (1, 5), (40, 40)]  # two specks, and a note on a desk
+SIZES = [(1, 5), (40, 40)]  # a speck, and a note on a desk
 LIGHT = torch.linspace(0.9, 0.5, 400).expand(3, 300, 400)  # on paper, from one side
 EMPTY = [F.pad(torch.ones(1, *size), [50] * 4) for size in SIZES]
 EMPTY += [LIGHT, LIGHT + torch.randn(300, 400, generator=torch.manual_seed(0)) / 10]
