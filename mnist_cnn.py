@@ -26,7 +26,6 @@ import io
 import os
 import sys
 import warnings
-from errno import EINVAL, EPIPE
 from glob import glob
 from textwrap import shorten
 
@@ -70,8 +69,9 @@ def load_mnist(data_dir):
                 data_dir = folder
             return MNIST(data_dir, train=True, download=True), MNIST(data_dir, train=False)
     except Exception as error:  # torchvision raises whatever it likes
-        advice = f"put {', '.join(names)} in {raw}"
-        raise UserError(f"Can't load {MNIST.__name__} ({error}): {advice}.") from error
+        raise UserError(
+            f"Can't load {MNIST.__name__} ({error}): put {', '.join(names)} in {raw}."
+        ) from error
 
 
 def make_dataset(dataset, device):
@@ -270,10 +270,8 @@ def run(args):
         print(f"{title}  {trained}  {split} {tested}  {time.perf_counter() - start:.1f} s")
 
     print(f"{split.capitalize()}: average {tested} ({accuracy * count / 100:.0f}/{count})")
-    # A state_dict has the parameters, and batch norm's means and deviations, by their names. For
-    # other programs, contiguous puts them in the usual order.
-    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    save(args.output_dir / "mnist_cnn.pt", weights)
+    # A state_dict has the parameters, and batch norm's means and deviations, by their names.
+    save(args.output_dir / "mnist_cnn.pt", model.state_dict())
     save(args.output_dir / "loss_curves.png", plot_curves(history, split))
     save(args.output_dir / "mistakes.png", plot_mistakes(model, test_loader, split))
     print(f"Saved mnist_cnn.pt, loss_curves.png and mistakes.png in {args.output_dir}")
@@ -292,7 +290,7 @@ def plot_curves(history, split):
     batches, *tests = zip(*history)
     parts = torch.cat(batches).chunk(150)  # more points would make a carpet, not a line
     middles = torch.arange(0.5, len(parts)) * len(parts[0]) / len(batches[0])  # in epochs
-    figure = Figure(figsize=(8, 7), dpi=150, layout="constrained")
+    figure = Figure(figsize=(8, 7), layout="constrained")
     upper, lower = figure.subplots(2, sharex=True)
     # Losses belong above, accuracies below.
     for axes, training, test in zip((upper, lower), zip(*map(summarize, parts)), tests):
@@ -314,14 +312,14 @@ def plot_mistakes(model, loader, split):
         wrong = guesses != labels
         mistakes += zip(*(values[wrong].cpu() for values in (confidences, guesses, labels, images)))
     mistakes.sort(key=lambda mistake: mistake[0], reverse=True)
-    rows = math.ceil(len(mistakes[:100]) / 10)
-    figure = Figure(figsize=(11, 1.3 * rows + 0.6), dpi=150, layout="constrained")
+    figure = Figure(figsize=(11, 13), layout="constrained")
     figure.suptitle(
         f"{len(mistakes)} of {len(loader.dataset):,} {split} images are misclassified, "
         "the surest mistakes first"
     )
-    for place, (confidence, guess, label, image) in enumerate(mistakes[:100], start=1):
-        axes = figure.add_subplot(rows, 10, place, frame_on=False, xticks=[], yticks=[])
+    for place, (confidence, guess, label, image) in enumerate(mistakes[:100], 1):
+        axes = figure.add_subplot(10, 10, place)
+        axes.axis("off")
         axes.imshow(image[0].numpy(), cmap="gray_r")
         axes.set_title(f"said {guess} ({confidence:.0%})\nis {label}", fontsize=8)
     return figure
@@ -334,14 +332,11 @@ def plot_readings(readings):
     its probabilities.
     """
     rows = len(readings)
-    figure = Figure(figsize=(5, 1.8 * rows), dpi=150)
-    # The layout that fits by itself, "constrained", would take a third of the plot's time.
-    figure.subplots_adjust(0.01, 0.2 / rows, 0.99, 1 - 0.2 / rows, wspace=0.4)
+    figure = Figure(figsize=(5, 1.8 * rows), layout="constrained")
     grid = figure.subplots(rows, 3, squeeze=False)
-    for (left, middle, right), reading in zip(grid, readings):
-        name, picture, image, probabilities = reading
+    for (left, middle, right), (name, picture, image, probabilities) in zip(grid, readings):
         left.imshow(picture.movedim(0, -1).numpy(), cmap="gray")
-        left.set(xticks=[], yticks=[])
+        left.axis("off")
         plot_reading(middle, right, image, probabilities)
         # Fonts lack some letters.
         middle.set_title(ascii(name[:40]), fontsize=8, parse_math=False)
@@ -443,9 +438,9 @@ def find_narrow(images):
     """Return what is bright in images (N, H, W), narrower than 39 pixels, and not at the border."""
     # Opening an image takes away what is too narrow for a square; the top-hat is what it took.
     top_hat = images - dilate(erode(images, 19), 19)
-    border = torch.ones_like(top_hat)
+    border = top_hat.clone()
     border[:, 1:-1, 1:-1] = 0
-    at_border = reconstruct(top_hat * border, top_hat)
+    at_border = reconstruct(border, top_hat)
     # This leaves out tables and shadows. A pixel goes whole, or of a stroke that the border cuts
     # off bolder pieces would stay. (With 0.5, more digits in a form's cells would go, too; with
     # 0.8, fewer at the border would be read.)
@@ -495,8 +490,7 @@ def center(ink):
     """
     places, mass = ink.nonzero(), ink[ink > 0]
     low, high = places.aminmax(dim=0)
-    size = (high - low).max().item()  # its grey edge counts half
-    side = round(size * 28 / 20)
+    side = round((high - low).max().item() * 28 / 20)  # its grey edge counts half
     center_of_mass = mass @ (places + 0.5) / mass.sum()
     top, left = (center_of_mass - side / 2).round().int().tolist()
     image = resized_crop(ink[None], top, left, side, side, [28, 28])
@@ -558,9 +552,7 @@ def predict(model, patterns, output_dir):
     """
     paths, readings, failed = [], [], 0
     for pattern in map(os.path.expanduser, patterns):
-        # A name may itself have a star or brackets.
-        found = [] if os.path.exists(pattern) else sorted(glob(pattern))
-        paths += found or [pattern]
+        paths += sorted(glob(pattern)) or [pattern]
     for path in paths:
         try:
             picture = read_picture(path)
@@ -595,23 +587,24 @@ def describe(probabilities):
 
 
 # The pad: a window to write digits in.
-def prepare_strokes(strokes, pen_width=2.5):
+def prepare_strokes(strokes):
     """Return strokes in MNIST's form, float32 (1, 28, 28).
 
-    A stroke is a list of points (x, y) in any unit, y downward; pen_width is in pixels of 28 x 28
-    (of 2 to 3.5, 2.5 was read best).
+    A stroke is a list of points (x, y) in any unit, y downward.
     """
     strokes = list(map(torch.tensor, strokes))
     low, high = torch.cat(strokes).aminmax(dim=0)
-    radius = 4 * pen_width  # all is drawn eight times too large: center shrinks it
-    scale = (160 - 2 * radius) / (high - low).max()
+    # All is drawn eight times too large, as center shrinks it. The pen is 20 pixels wide then, 2.5
+    # at last: of 2 to 3.5, that was read best. At the border, there is room for its radius.
+    radius = 10
+    scale = 140 / (high - low).max()
     image = Image.new("L", (160, 160))
     draw = ImageDraw.Draw(image)
     for stroke in strokes:
         points = scale * (stroke - low) + radius
-        draw.line(points.flatten().tolist(), fill=255, width=round(2 * radius))
-        for x, y in points.tolist():
-            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=255)
+        draw.line(points.flatten().tolist(), fill=255, width=2 * radius)
+        for box in torch.cat([points - radius, points + radius], dim=1).tolist():
+            draw.ellipse(box, fill=255)
     return center(pil_to_tensor(image)[0] / 255)
 
 
@@ -691,7 +684,7 @@ def save(path, result):
     """Save a figure or weights in a file, whole or not at all; raise UserError if that fails."""
     content = io.BytesIO()
     if isinstance(result, Figure):
-        result.savefig(content, format="png")
+        result.savefig(content, format="png", dpi=150, bbox_inches="tight")
     else:
         torch.save(result, content)
     part = path.with_suffix(f".{os.getpid()}.part")  # another run may save in this folder, too
@@ -791,11 +784,6 @@ if __name__ == "__main__":
         main()
     except UserError as error:
         sys.exit(" ".join(str(error).split()))
-    except KeyboardInterrupt:
-        sys.exit("Stopped before the end.")
-    except OSError as error:
-        # What prints to head, say, which has read enough; on Windows it gets EINVAL.
-        if error.filename or error.errno not in (EPIPE, EINVAL):
-            raise
+    except (KeyboardInterrupt, BrokenPipeError):  # Ctrl-C, or head, say, has read enough
         sys.stdout = None  # Python would try to print the rest, and complain
-        sys.exit("Stopped before the end, as nothing reads what is printed.")
+        sys.exit("Stopped before the end.")

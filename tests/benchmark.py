@@ -13,7 +13,6 @@ from statistics import mean, median, stdev
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
@@ -55,6 +54,12 @@ def example_loader(train):
     return DataLoader(dataset, batch_size=64, shuffle=train)
 
 
+def move(loader):
+    """Yield a loader's batches, moved to the device."""
+    for images, labels in loader:
+        yield images.to(DEVICE), labels.to(DEVICE)
+
+
 def run_example(seed, epochs):
     """Return what run_program does, of the official example."""
     torch.manual_seed(seed)
@@ -65,19 +70,14 @@ def run_example(seed, epochs):
     for _ in range(epochs):
         start = time.perf_counter()
         model.train()
-        for images, labels in loader:
+        for images, labels in move(loader):
             optimizer.zero_grad()
-            logits = model(images.to(DEVICE))
-            F.nll_loss(F.log_softmax(logits, dim=1), labels.to(DEVICE)).backward()
+            mnist_cnn.criterion(model(images), labels).backward()
             optimizer.step()
         scheduler.step()
-        model.eval()
-        right = 0
-        with torch.inference_mode():
-            for images, labels in test_loader:
-                right += (model(images.to(DEVICE)).argmax(dim=1).cpu() == labels).sum().item()
+        _, accuracy = mnist_cnn.summarize(mnist_cnn.evaluate(model, move(test_loader)))
         seconds.append(time.perf_counter() - start)
-    return 100 * right / len(test_loader.dataset), seconds
+    return accuracy, seconds
 
 
 def show(name, runs):
@@ -85,8 +85,11 @@ def show(name, runs):
     accuracies, seconds = zip(*runs)
     spread = stdev(accuracies) if len(runs) > 1 else 0
     epoch = median(one for each in seconds for one in each)
-    print(f"{name}: {mean(accuracies):.3f} ± {spread:.3f}% (lowest {min(accuracies):.2f}%)", end="")
-    print(f", median of an epoch with its test {epoch:.2f} s", flush=True)
+    print(
+        f"{name}: {mean(accuracies):.3f} ± {spread:.3f}% (lowest {min(accuracies):.2f}%), "
+        f"median of an epoch with its test {epoch:.2f} s",
+        flush=True,
+    )
 
 
 def main():

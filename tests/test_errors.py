@@ -10,7 +10,7 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
-from unittest.mock import Mock, call
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -89,22 +89,16 @@ def test_data_folder_is_only_read(mnist, raw):
     assert {path: path.stat().st_mtime_ns for path in raw.iterdir()} == before
 
 
-def test_what_is_missing_is_downloaded_into_the_data_folder(raw, monkeypatch):
-    (raw / ARCHIVES[2]).unlink()
-    sets = Mock(resources=MNIST.resources, __name__="MNIST")
-    monkeypatch.setattr(mnist_cnn, "MNIST", sets)
-    mnist_cnn.load_mnist(raw.parent.parent)
-    assert sets.call_args_list[0] == call(raw.parent.parent, train=True, download=True)
-
-
 @pytest.mark.parametrize("other", [MNIST, datasets.FashionMNIST, datasets.KMNIST])
 def test_damaged_data_and_no_network(other, raw, tmp_path, monkeypatch):
-    """Each of these sets has a folder of its own."""
+    """Each of these sets has a folder of its own, to which torchvision tries to download it."""
     monkeypatch.setattr(mnist_cnn, "MNIST", other)
     (raw / ARCHIVES[1]).write_bytes(b"half")
     monkeypatch.setattr(other, "mirrors", ["http://127.0.0.1:9/"])  # this address refuses
-    advice = f"put {', '.join(ARCHIVES)} in {tmp_path / 'data' / other.__name__ / 'raw'}"
+    raw = tmp_path / "data" / other.__name__ / "raw"
+    advice = f"put {', '.join(ARCHIVES)} in {raw}"
     fails(advice, "--data-dir", tmp_path / "data", "--output-dir", tmp_path)
+    assert raw.exists()
 
 
 # Weights and network.
@@ -147,6 +141,7 @@ def test_stopped_while_writing(error, weights, monkeypatch):
     earlier = weights.read_bytes()
 
     def write_half(path, content):
+        assert str(os.getpid()) in path.name  # two runs have unfinished files of their own
         path.touch()
         raise error
 
@@ -162,15 +157,6 @@ def test_a_file_that_cannot_be_replaced(quick, tmp_path):
     (tmp_path / "loss_curves.png").mkdir()
     fails(f"Can't write {tmp_path / 'loss_curves.png'}", "--output-dir", tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["loss_curves.png", "mnist_cnn.pt"]
-
-
-def test_two_runs_have_unfinished_files_of_their_own(weights, monkeypatch):
-    unfinished = set()
-    monkeypatch.setattr(Path, "replace", lambda part, path: unfinished.add(part))
-    for process in (1, 2):
-        monkeypatch.setattr(os, "getpid", lambda process=process: process)
-        mnist_cnn.save(weights, {})
-    assert len(unfinished) == 2
 
 
 # How the program ends.
@@ -189,30 +175,11 @@ def start(weights, monkeypatch):
     return start
 
 
-def broken(error):
-    """An output that can't be printed to."""
-    return Mock(spec=["write"], write=Mock(side_effect=error))
-
-
-ENDS = [
-    KeyboardInterrupt(),
-    BrokenPipeError(errno.EPIPE, "closed"),
-    OSError(errno.EINVAL, "closed, on Windows"),
-]
-
-
-@pytest.mark.parametrize("error", ENDS)
+@pytest.mark.parametrize("error", [KeyboardInterrupt, BrokenPipeError])
 def test_stopped_by_ctrl_c_or_a_closed_output(error, start):
     with pytest.raises(SystemExit, match="Stopped before the end"):  # Python prints it on stderr
-        start(broken(error))
-    closed = not isinstance(error, KeyboardInterrupt)
-    assert (sys.stdout is None) == closed  # Python would complain of what is left to print
-
-
-@pytest.mark.parametrize("error", [OSError(errno.EIO, "odd"), OSError(errno.EINVAL, "odd", "a")])
-def test_other_errors_show_their_traceback(error, start):
-    with pytest.raises(OSError, match="odd"):
-        start(broken(error))
+        start(Mock(spec=["write"], write=Mock(side_effect=error)))
+    assert sys.stdout is None  # Python would complain of what is left to print
 
 
 def test_what_a_user_can_mend_ends_in_one_line(start):

@@ -22,14 +22,12 @@ def test_training_learns_and_says_so(trained):
 
 
 def test_training_leaves_plots_and_weights(trained):
-    """Plots are PNG, whatever matplotlibrc says; other programs can take the weights."""
+    """Plots are PNG, whatever matplotlibrc says."""
     outputs, out, model = trained
     assert out.endswith(f" in {outputs.relative_to(outputs.parents[1])}\n")
     for name in ("loss_curves.png", "mistakes.png"):
         with Image.open(outputs / name) as image:
             assert image.format == "PNG"
-    weights = torch.load(outputs / "mnist_cnn.pt", weights_only=True)
-    assert all(tensor.is_contiguous() for tensor in weights.values())
     assert not model.training  # what it is loaded for
 
 
