@@ -326,10 +326,10 @@ def plot_mistakes(model, loader, split):
 
 
 def plot_readings(readings):
-    """Return a figure with a row for each reading that predict made.
+    """Return a figure with a line for each reading, be it of a single digit or of one in a row.
 
-    A reading is a name, a picture (channels, H, W), what the network saw of it (1, 28, 28), and
-    its probabilities.
+    A reading is a name, a picture (channels, H, W), the digit that the network saw in it
+    (1, 28, 28), and its probabilities.
     """
     rows = len(readings)
     figure = Figure(figsize=(5, 1.8 * rows), layout="constrained")
@@ -353,9 +353,9 @@ def plot_reading(left, right, image, probabilities):
 
 
 # Own digits: from a file to an image like MNIST's, which the network can read. read_picture opens
-# the file; find_ink looks for ink, in two ways in each channel; cut_out keeps one digit; center
-# gives it MNIST's form. All that is found is a candidate; read_digit lets the network choose.
-# predict, at the end, does all of it.
+# the file; find_ink looks for ink, in two ways in each channel; cut_out keeps one digit, find_parts
+# all that stand side by side; center gives each MNIST's form. All that is found is a candidate;
+# read_digits lets the network choose. predict, at the end, does all of it.
 def read_picture(path):
     """Return a file's picture, float32 (channels, H, W) in [0, 1], upright, 128 pixels long.
 
@@ -455,7 +455,7 @@ def find_unlike(images):
 
 
 def find_ink(picture):
-    """Return how much ink each pixel of a picture (channels, H, W) has, as images (N, H, W).
+    """Return the ink in a picture (channels, H, W), as images (N, H, W): about 1 in strokes, or 0.
 
     Each channel is seen in two ways, as the network can tell later which shows a digit.
     """
@@ -463,37 +463,49 @@ def find_ink(picture):
     contrast = (dilate(images, 2) - erode(images, 2)).flatten(1)
     grain = 4 * contrast.quantile(0.25, dim=1)  # is everywhere, ink is not
     images = images[contrast.amax(dim=1) > grain.clamp(min=0.01)]
-    return torch.cat([find_narrow(brighten_ink(images)), find_unlike(images)])
+    ink = torch.cat([find_narrow(brighten_ink(images)), find_unlike(images)])
+    # The strokes' level: the mean, in which a pixel counts by the square of its ink.
+    level = add_up(ink.pow(3)) / add_up(ink.square())
+    strokes = (ink > level / 2).float()
+    # They are dilated by 1, for the grey levels of their edges. Of no ink at all, the level is NaN.
+    return dilate(strokes, 1) * (ink / level).nan_to_num()
 
 
 def cut_out(ink, radius):
-    """Return images of ink (N, H, W), each with one digit alone, in [0, 1].
+    """Return images of ink (N, H, W), each with one digit alone.
 
     Strokes with up to 2 * radius pixels between them belong together.
     """
-    # The strokes' level: the mean, in which a pixel counts by the square of its ink.
-    level = add_up(ink.pow(3)) / add_up(ink.square())
-    mask = (ink > level / 2).float()
-    near = dilate(mask, radius)
-    density = average(ink * mask, 10) * near
+    strokes = (ink > 0.5).float()
+    near = dilate(strokes, radius)
+    density = average(ink * strokes, 10) * near
     densest = near * (density == density.amax(dim=(1, 2), keepdim=True))
-    digits = mask * reconstruct(densest, near)  # all strokes of where ink is densest
-    # They are dilated by 1, for the grey levels of their edges.
-    return dilate(digits, 1) * (ink / level).clamp(max=1)
+    return ink * reconstruct(densest, near)  # all that is near where ink is densest
+
+
+def find_parts(ink):
+    """Return a list of the digits side by side in an image of ink (H, W), each (1, 1, 28, 28)."""
+    ink = ink * (ink > 0.3)  # where digits are near each other, their faint edges touch
+    gaps = (~ink.any(dim=0)).nonzero().flatten()  # columns without ink
+    parts = ink.tensor_split(gaps, dim=1)
+    heights = [part.any(dim=1).sum() for part in parts]
+    least = max(*heights, 8) / 2  # what is lower is a sign or a speck
+    return [center(part) for part, height in zip(parts, heights) if height > least]
 
 
 def center(ink):
-    """Return an image of a digit's ink (H, W) in [0, 1] as MNIST has it, (1, 28, 28).
+    """Return an image of a digit's ink (H, W) as MNIST has it, (1, 1, 28, 28) in [0, 1].
 
     It is 20 pixels high or wide, and its centre of mass is in the centre. LeCun et al.,
     "Gradient-Based Learning Applied to Document Recognition", 1998, III-A.
     """
+    ink = ink.clamp(max=1)
     places, mass = ink.nonzero(), ink[ink > 0]
     low, high = places.aminmax(dim=0)
     side = round((high - low).max().item() * 28 / 20)  # its grey edge counts half
     center_of_mass = mass @ (places + 0.5) / mass.sum()
     top, left = (center_of_mass - side / 2).round().int().tolist()
-    image = resized_crop(ink[None], top, left, side, side, [28, 28])
+    image = resized_crop(ink[None, None], top, left, side, side, [28, 28])
     # Thin strokes turn grey when they are scaled down: brighten them to 0.6 on average, or nearly
     # what MNIST's own have, 0.69.
     mean = image[image > 0].mean().clamp(max=0.6)
@@ -501,7 +513,7 @@ def center(ink):
 
 
 def find_candidates(ink):
-    """Return what may be a digit in images of ink (N, H, W), in MNIST's form (M, 1, 28, 28).
+    """Return a list of what may be the digit in images of ink (N, H, W), each (1, 1, 28, 28).
 
     Raise ValueError if nothing may.
     """
@@ -509,7 +521,7 @@ def find_candidates(ink):
         center(digit)
         for radius in (6, 1)  # 6 joins broken strokes, 1 leaves a frame out
         for digit in cut_out(ink, radius)
-        if (digit > 0).sum() >= 36  # less, with its edge, is a speck; no ink at all is NaN
+        if digit.count_nonzero() >= 36  # less, with its edge, is a speck
     ]
     # What is filled is no digit, but a note on a desk: a square has 0.51, MNIST at most 0.33.
     candidates = [image for image in candidates if image.mean() < 0.38]
@@ -517,35 +529,32 @@ def find_candidates(ink):
         raise ValueError(
             "the picture is empty: it must show a digit darker or lighter than its paper"
         )
-    return torch.stack(candidates)
+    return candidates
 
 
-def prepare(picture):
-    """Return what may be a digit in a picture of read_picture's, in MNIST's form (N, 1, 28, 28).
+def find_rows(ink):
+    """Return a list of what may be a row of digits in images of ink (N, H, W).
 
-    Raise ValueError if nothing may.
+    Each is (digits, 1, 28, 28). There is none unless most of the images show several digits.
     """
-    return find_candidates(find_ink(picture))
+    rows = [torch.cat(parts) for parts in map(find_parts, ink) if len(parts) > 1]
+    return rows if len(rows) > len(ink) / 2 else []
 
 
 @torch.inference_mode()
-def read_digit(model, candidates):
-    """Return the candidate that the network finds most like a digit, and its probabilities."""
-    logits = model(candidates)
-    best = logits.amax(dim=1).argmax()
-    return candidates[best], logits[best].softmax(dim=0)
+def read_digits(model, candidates):
+    """Return the candidate that the network finds most like digits, and its probabilities.
 
-
-def has_neighbours(ink):
-    """Say whether an image of ink (H, W) has parts of similar height side by side."""
-    mask = ink > ink.max() / 3
-    gaps = (~mask.any(dim=0)).nonzero().flatten()  # columns without ink
-    heights = [part.any(dim=1).sum() for part in mask.tensor_split(gaps, dim=1)]
-    return sum(height > max(heights) / 2 for height in heights) > 1
+    Their shapes are (digits, 1, 28, 28) and (digits, classes).
+    """
+    # Of each digit's logits the highest counts. Where candidates differ in their number of digits,
+    # the sum would favour many, the mean few: this is between them.
+    best = max(candidates, key=lambda digits: model(digits).amax(dim=1).sum() / len(digits) ** 0.5)
+    return best, model(best).softmax(dim=1)
 
 
 def predict(model, patterns, output_dir):
-    """Print each picture's digit, and plot how the first hundred were read.
+    """Print each picture's digit, or row of digits, and plot the first hundred that were seen.
 
     Patterns are paths, or stand for some, as *.png does. Raise UserError, at the end, if any
     can't be read.
@@ -562,14 +571,14 @@ def predict(model, patterns, output_dir):
             print(f"{path}: {error}", file=sys.stderr)
             failed += 1
             continue
-        image, probabilities = read_digit(model, candidates)
-        reading = describe(probabilities)
-        if probabilities.max() < 0.9:  # as of half of what is misread, but 1 in 50 read right
+        found = [read_digits(model, choice) for choice in (candidates, find_rows(ink)) if choice]
+        images, probabilities = map(torch.cat, zip(*found))
+        reading = " - or a row of digits: ".join(describe(digits) for _, digits in found)
+        # Half of what is misread is below 90%, but 1 in 50 that are read right.
+        if probabilities.amax(dim=1).min() < 0.9:
             reading += " - unsure: see predictions.png"
-        if sum(map(has_neighbours, ink)) > len(ink) / 2:
-            reading += " - more than one digit? cut them apart"
         print(f"{path}: {reading}")
-        readings.append((Path(path).name, picture, image, probabilities))
+        readings += [(Path(path).name, picture, *digit) for digit in zip(images, probabilities)]
     if readings:
         save(output_dir / "predictions.png", plot_readings(readings[:100]))
         print(f"Saved predictions.png in {output_dir}")
@@ -578,17 +587,21 @@ def predict(model, patterns, output_dir):
 
 
 def describe(probabilities):
-    """Return in words what probabilities say: the digit, and perhaps a second choice."""
-    (first, second), (digit, other) = probabilities.topk(2)
-    words = f"{digit} ({first:.1%})"
-    if second > 0.01:
-        words += f", or {other} ({second:.1%})"
+    """Return in words what probabilities (digits, classes) say: a digit or a row of digits.
+
+    For one digit, a second choice follows, unless it is rare.
+    """
+    shares, digits = probabilities.topk(2)
+    words = "".join(map(str, digits[:, 0].tolist()))
+    words += f" ({', '.join(map('{:.1%}'.format, shares[:, 0]))})"
+    if len(digits) == 1 and shares[0, 1] > 0.01:
+        words += f", or {digits[0, 1]} ({shares[0, 1]:.1%})"
     return words
 
 
 # The pad: a window to write digits in.
 def prepare_strokes(strokes):
-    """Return strokes in MNIST's form, float32 (1, 28, 28).
+    """Return strokes in MNIST's form, float32 (1, 1, 28, 28).
 
     A stroke is a list of points (x, y) in any unit, y downward.
     """
@@ -627,8 +640,8 @@ def draw_pad(figure, model):
             axes.clear()
             axes.set_visible(bool(strokes))
         if strokes:
-            image, probabilities = read_digit(model, prepare_strokes(strokes)[None])
-            plot_reading(view, bars, image, probabilities)
+            images, probabilities = read_digits(model, [prepare_strokes(strokes)])
+            plot_reading(view, bars, images[0], probabilities[0])
             bars.set_title(describe(probabilities))
         figure.canvas.draw_idle()
 
