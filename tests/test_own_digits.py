@@ -238,7 +238,7 @@ def test_pad_keeps_up_with_the_pen(pad):
     """A window loses points while it draws the whole figure; the pen may leave the pad."""
     drawn = Mock()
     pad.canvas.mpl_connect("draw_event", drawn)
-    title, _ = write(pad, [(20, 50), (160, 50)] * 50)
+    title, _ = write(pad, [(20, 50), (160, 50), (30, 60)] * 30)
     assert title
     assert 1 <= drawn.call_count <= 3
 
