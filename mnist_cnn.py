@@ -349,13 +349,15 @@ def plot_reading(left, right, image, probabilities):
     left.set(xticks=[], yticks=[])
     classes = range(len(probabilities))
     right.bar(classes, probabilities.tolist(), tick_label=classes, color="C0")
-    right.set(ylim=(0, 1))
+    right.set_ylim(0, 1)
+    right.set_title(describe(probabilities[None]), fontsize=10)
 
 
 # Own digits: from a file to an image like MNIST's, which the network can read. read_picture opens
-# the file; find_ink looks for ink, in two ways in each channel; cut_out keeps one digit, find_parts
-# all that stand side by side; center gives each MNIST's form. All that is found is a candidate;
-# read_digits lets the network choose. predict, at the end, does all of it.
+# the file; find_ink looks for ink, in two ways in each channel. In each of these images,
+# find_candidates looks for one digit (cut_out), find_rows for several side by side (find_parts);
+# center gives each MNIST's form. read_digits lets the network choose among what was found.
+# predict, at the end, does all of it.
 def read_picture(path):
     """Return a file's picture, float32 (channels, H, W) in [0, 1], upright, 128 pixels long.
 
@@ -425,7 +427,7 @@ def add_up(images):
 
 
 def brighten_ink(images):
-    """Return images (N, H, W) in [0, 1] with bright ink, each itself or its negative in [-1, 0]."""
+    """Return images (N, H, W) whose ink is bright: each itself, or negative if its ink is dark."""
     # Without a fifth of it on each side, a picture shows no table.
     middle = center_crop(images, [round(0.6 * length) for length in images.shape[1:]])
     # Ink is rare: where it is dark, a few pixels are far below the mean around them.
@@ -486,10 +488,11 @@ def cut_out(ink, radius):
 def find_parts(ink):
     """Return a list of the digits side by side in an image of ink (H, W), each (1, 1, 28, 28)."""
     ink = ink * (ink > 0.3)  # where digits are near each other, their faint edges touch
-    gaps = (~ink.any(dim=0)).nonzero().flatten()  # columns without ink
-    parts = ink.tensor_split(gaps, dim=1)
-    heights = [part.any(dim=1).sum() for part in parts]
-    least = max(*heights, 8) / 2  # what is lower is a sign or a speck
+    empty = (~ink.any(dim=0)).nonzero().flatten()  # columns without ink: cut at each
+    parts = ink.tensor_split(empty, dim=1)
+    heights = [part.any(dim=1).sum() for part in parts]  # 0 between two empty columns
+    # Half as high as the highest is a minus, say, or a comma; 4 pixels or less can't be read.
+    least = max(*heights, 8) / 2
     return [center(part) for part, height in zip(parts, heights) if height > least]
 
 
@@ -527,15 +530,16 @@ def find_candidates(ink):
     candidates = [image for image in candidates if image.mean() < 0.38]
     if not candidates:
         raise ValueError(
-            "the picture is empty: it must show a digit darker or lighter than its paper"
+            "the picture is empty: it must show a digit darker or lighter than its paper, not tiny"
         )
     return candidates
 
 
 def find_rows(ink):
-    """Return a list of what may be a row of digits in images of ink (N, H, W).
+    """Return a list of what may be the row of digits in images of ink (N, H, W).
 
-    Each is (digits, 1, 28, 28). There is none unless most of the images show several digits.
+    Each is (digits, 1, 28, 28). There is none unless most of the images show several digits: a
+    shadow, or the pieces of a digit that the border cuts off, look like several in some of them.
     """
     rows = [torch.cat(parts) for parts in map(find_parts, ink) if len(parts) > 1]
     return rows if len(rows) > len(ink) / 2 else []
@@ -547,8 +551,8 @@ def read_digits(model, candidates):
 
     Their shapes are (digits, 1, 28, 28) and (digits, classes).
     """
-    # Of each digit's logits the highest counts. Where candidates differ in their number of digits,
-    # the sum would favour many, the mean few: this is between them.
+    # Of each digit's logits the highest counts. Rows of one picture may differ in their number of
+    # digits: the sum would favour many, the mean few; this is between them.
     best = max(candidates, key=lambda digits: model(digits).amax(dim=1).sum() / len(digits) ** 0.5)
     return best, model(best).softmax(dim=1)
 
@@ -571,14 +575,15 @@ def predict(model, patterns, output_dir):
             print(f"{path}: {error}", file=sys.stderr)
             failed += 1
             continue
-        found = [read_digits(model, choice) for choice in (candidates, find_rows(ink)) if choice]
-        images, probabilities = map(torch.cat, zip(*found))
-        reading = " - or a row of digits: ".join(describe(digits) for _, digits in found)
-        # Half of what is misread is below 90%, but 1 in 50 that are read right.
-        if probabilities.amax(dim=1).min() < 0.9:
-            reading += " - unsure: see predictions.png"
-        print(f"{path}: {reading}")
-        readings += [(Path(path).name, picture, *digit) for digit in zip(images, probabilities)]
+        words = []
+        for choice in filter(len, (candidates, find_rows(ink))):  # there may be no row
+            images, probabilities = read_digits(model, choice)
+            words.append(describe(probabilities))
+            # Of the single digits that are misread, half are below this; of the others 1 in 50.
+            if probabilities.amax(dim=1).min() < 0.9:
+                words.append("unsure: see predictions.png")
+            readings += [(Path(path).name, picture, *pair) for pair in zip(images, probabilities)]
+        print(f"{path}: {' - '.join(words)}")
     if readings:
         save(output_dir / "predictions.png", plot_readings(readings[:100]))
         print(f"Saved predictions.png in {output_dir}")
@@ -587,15 +592,17 @@ def predict(model, patterns, output_dir):
 
 
 def describe(probabilities):
-    """Return in words what probabilities (digits, classes) say: a digit or a row of digits.
+    """Return in words what probabilities (digits, classes) say: a digit, or a row of digits.
 
-    For one digit, a second choice follows, unless it is rare.
+    A second choice follows a digit, unless it is rare.
     """
-    shares, digits = probabilities.topk(2)
-    words = "".join(map(str, digits[:, 0].tolist()))
+    shares, classes = probabilities.topk(2)
+    words = "".join(map(str, classes[:, 0].tolist()))
     words += f" ({', '.join(map('{:.1%}'.format, shares[:, 0]))})"
-    if len(digits) == 1 and shares[0, 1] > 0.01:
-        words += f", or {digits[0, 1]} ({shares[0, 1]:.1%})"
+    if len(classes) > 1:
+        return f"or a row of digits: {words}"
+    if shares[0, 1] > 0.01:
+        words += f", or {classes[0, 1]} ({shares[0, 1]:.1%})"
     return words
 
 
@@ -642,7 +649,6 @@ def draw_pad(figure, model):
         if strokes:
             images, probabilities = read_digits(model, [prepare_strokes(strokes)])
             plot_reading(view, bars, images[0], probabilities[0])
-            bars.set_title(describe(probabilities))
         figure.canvas.draw_idle()
 
     def on_lift(stroke):
