@@ -312,7 +312,7 @@ def plot_mistakes(model, loader, split):
         wrong = guesses != labels
         mistakes += zip(*(values[wrong].cpu() for values in (confidences, guesses, labels, images)))
     mistakes.sort(key=lambda mistake: mistake[0], reverse=True)
-    figure = Figure(figsize=(11, 13), layout="constrained")
+    figure = Figure(figsize=(11, 13), layout="constrained")  # save cuts off what stays empty
     figure.suptitle(
         f"{len(mistakes)} of {len(loader.dataset):,} {split} images are misclassified, "
         "the surest mistakes first"
@@ -457,9 +457,10 @@ def find_unlike(images):
 
 
 def find_ink(picture):
-    """Return the ink in a picture (channels, H, W), as images (N, H, W): about 1 in strokes, or 0.
+    """Return the ink in a picture (channels, H, W), as images (N, H, W).
 
-    Each channel is seen in two ways, as the network can tell later which shows a digit.
+    It is about 1 in strokes, less at their edges, and 0 elsewhere. Each channel is seen in two
+    ways, as the network can tell later which shows a digit.
     """
     images = picture.unique(dim=0)  # a grey picture has one channel, be it three times
     contrast = (dilate(images, 2) - erode(images, 2)).flatten(1)
@@ -505,7 +506,8 @@ def center(ink):
     ink = ink.clamp(max=1)
     places, mass = ink.nonzero(), ink[ink > 0]
     low, high = places.aminmax(dim=0)
-    side = round((high - low).max().item() * 28 / 20)  # its grey edge counts half
+    size = (high - low).max().item()  # its grey edge counts half
+    side = round(size * 28 / 20)
     center_of_mass = mass @ (places + 0.5) / mass.sum()
     top, left = (center_of_mass - side / 2).round().int().tolist()
     image = resized_crop(ink[None, None], top, left, side, side, [28, 28])
